@@ -1,0 +1,178 @@
+"""The five checks, on what a call left in memory. Each takes plain arrays and returns findings; none can be skipped
+silently, and `tests/meta` shows each of them failing alone."""
+
+import numpy as np
+
+from harness.contract import Role, base_name
+from harness.findings import Difference, Found
+from harness.layout import Observed, Placed, View
+from harness.states import Cells, State
+
+MOST_DIFFERENCES = 6
+
+
+def states(placed: Placed, observed: Observed, expected: dict[str, Cells], case) -> list[Found]:
+    """Check 1: every output cell as its state says; integers exactly."""
+    found = []
+    for name, cells in expected.items():
+        wrong, judged = _wrong_cells(placed, observed, name, cells)
+        found += judged
+        if len(wrong):
+            found.append(_describe_cells(placed, observed, name, cells, wrong, case))
+    return found
+
+
+def _wrong_cells(placed: Placed, observed: Observed, name: str, cells: Cells) -> tuple[np.ndarray, list[Found]]:
+    before, after = _whole(placed, name, None), _whole(placed, name, observed)
+    state, value = cells.state.reshape(-1), cells.value.reshape(-1)
+    differs = _differs(after, value.astype(after.dtype))
+    changed = _differs_bytes(after, before)
+    wrong = np.where(state == State.WRITTEN, differs, (state == State.UNTOUCHED) & changed)
+    found = []
+    for members, judge in cells.judges:
+        complaint = judge.complaint(after[members])
+        if complaint:
+            cell = cell_name(placed.views[name], int(members[0]))
+            found.append(Found("states", base_name(name), f"{name}{cell} and the cells judged with it: {complaint}"))
+    return np.flatnonzero(wrong), found
+
+
+def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.dtype.kind == "f":
+        return ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    return a != b
+
+
+def _differs_bytes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    size = a.dtype.itemsize
+    return (np.ascontiguousarray(a).view(np.uint8).reshape(-1, size)
+            != np.ascontiguousarray(b).view(np.uint8).reshape(-1, size)).any(axis=1)
+
+
+def _whole(placed: Placed, name: str, observed: Observed | None) -> np.ndarray:
+    """All cells of an output, in logical order."""
+    runs = placed.cells(name, observed.windows if observed else None)
+    parts = [runs[start] for start in sorted(runs)]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=placed.views[name].dtype)
+
+
+def _describe_cells(placed, observed, name, cells: Cells, wrong: np.ndarray, case) -> Found:
+    before, after = _whole(placed, name, None), _whole(placed, name, observed)
+    view = placed.views[name]
+    rows = []
+    for flat in wrong[:MOST_DIFFERENCES].tolist():
+        index = tuple(int(i) for i in np.unravel_index(flat, view.shape))
+        state = State(int(cells.state.reshape(-1)[flat]))
+        must = cells.value.reshape(-1)[flat] if state is State.WRITTEN else before[flat]
+        rows.append(Difference(cell_name(view, flat), str(must), str(after[flat]), state.name, case.meaning(name, index)))
+    first = rows[0]
+    where = f"{name}{first.cell}"
+    because = f"; {first.meaning}" if first.meaning else ""
+    if first.state == State.UNTOUCHED.name:
+        sentence = f"{where} was overwritten ({first.expected} became {first.actual}){because}"
+    elif not _differs_bytes(after[wrong[:1]], before[wrong[:1]])[0]:
+        sentence = f"{where} was not written: it still holds {first.actual}, and must be {first.expected}{because}"
+    else:
+        sentence = f"{where} is {first.actual}, and must be {first.expected}{because}"
+    if len(wrong) > 1:
+        sentence += f" (and {len(wrong) - 1} more cells)"
+    return Found("states", base_name(name), sentence, tuple(rows))
+
+
+def cell_name(view: View, flat: int) -> str:
+    """`[3]` or `[row 1, col 65]`."""
+    index = [int(i) for i in np.unravel_index(flat, view.shape)]
+    return f"[row {index[0]}, col {index[1]}]" if len(index) == 2 else f"[{', '.join(map(str, index))}]"
+
+
+def inputs(placed: Placed, observed: Observed) -> list[Found]:
+    """Check 2: `in` arguments unchanged, bit for bit."""
+    found = []
+    for name, view in placed.views.items():
+        if placed.contract.arg(name).role is not Role.IN:
+            continue
+        after = placed.cells(name, observed.windows)
+        for start, before in placed.cells(name).items():
+            changed = np.flatnonzero(_differs_bytes(after[start], before))
+            if len(changed):
+                flat = start + int(changed[0])
+                was, now = before[changed[0]], after[start][changed[0]]
+                found.append(Found("inputs", base_name(name),
+                                   f"the input {name}{cell_name(view, flat)} was changed from {was} to {now}"))
+                break
+    return found
+
+
+def redzones(placed: Placed, observed: Observed) -> list[Found]:
+    """Check 3: the bytes before, after and between the rows of every tensor intact."""
+    found = []
+    for block, byte, data in observed.stray:
+        name = _tensor_at(placed, block)
+        found.append(Found("redzones", base_name(name),
+                           f"{len(data)} bytes were written outside {name}, at {position(placed.views[name], byte)}"))
+    return found
+
+
+def _tensor_at(placed: Placed, block: int) -> str:
+    return next(n for n, v in placed.views.items() if v.block == block)
+
+
+def position(view: View, byte: int) -> str:
+    """Where a byte lies relative to a tensor: `[row 3, col 129]: row has 128 columns`, or `[8]: it has 8 elements`."""
+    index, _ = view.locate(byte)
+    if len(view.shape) == 1:
+        return f"[{index[0]}]: it has {view.shape[0]} elements"
+    return f"[row {index[0]}, col {index[1]}]: it has {view.shape[0]} rows of {view.shape[1]} columns"
+
+
+def interference(first: tuple[Placed, Observed], second: tuple[Placed, Observed], expected: dict[str, Cells],
+                 case) -> list[Found]:
+    """Check 4: with other prior outputs and other slack, the LIVE-determined cells are the same, the rest untouched."""
+    found = []
+    for name, cells in expected.items():
+        a, b = (_whole(p, name, o) for p, o in (first, second))
+        prior = _whole(second[0], name, None)
+        state = cells.state.reshape(-1)
+        moved = (state == State.WRITTEN) & _differs_bytes(a, b)
+        touched = (state == State.UNTOUCHED) & _differs_bytes(b, prior)
+        wrong = np.flatnonzero(moved | touched)
+        if len(wrong):
+            flat = int(wrong[0])
+            view = first[0].views[name]
+            index = tuple(int(i) for i in np.unravel_index(flat, view.shape))
+            meaning = case.meaning(name, index)
+            what = (f"is {a[flat]} or {b[flat]}, depending on what outputs and unused input cells held before" if moved[flat]
+                    else f"was overwritten ({prior[flat]} became {b[flat]}) when memory held other values before")
+            found.append(Found("interference", base_name(name),
+                               f"{name}{cell_name(view, flat)} {what}" + (f"; {meaning}" if meaning else "")))
+        for members, judge in cells.judges:
+            complaint = judge.complaint(b[members])
+            if complaint:
+                found.append(Found("interference", base_name(name), f"{name}: with other prior contents, {complaint}"))
+    return found
+
+
+def memory(placed: Placed, reported: list[dict]) -> list[Found]:
+    """Check 5: the memory tier's own findings, in terms of tensors, cells and programs."""
+    return [_memory_finding(placed, f) for f in reported]
+
+
+_VERB = {"read-outside": "load from", "write-outside": "store to", "read-forbidden": "load from",
+         "write-input": "store to the input", "uninitialised": "load of the unwritten output", "race": "race on"}
+
+
+def _memory_finding(placed: Placed, f: dict) -> Found:
+    program = "({}, {}, {})".format(*f["program"])
+    by = f"; program {program} at {f['where']}" if f["where"] else ""
+    if f["rule"] == "grid":
+        return Found("memory", "grid", f"launch with the grid {f['detail']}, which hardware refuses{by}")
+    if f["block"] is None or f["block"] >= len(placed.sizes):
+        return Found("memory", f"{f['rule']} nowhere", f"{_VERB[f['rule']]} an address that belongs to no tensor{by}")
+    name = _tensor_at(placed, f["block"])
+    view = placed.views[name]
+    sentence = f"{_VERB[f['rule']]} {name}{position(view, f['byte'])}"
+    if f["rule"] == "read-forbidden":
+        sentence += ", a cell of no request in the batch"
+    if f["rule"] == "race":
+        sentence += ", which another program of the same launch changes or reads in no defined order"
+    return Found("memory", f"{base_name(name)} {f['rule']}", sentence + by)

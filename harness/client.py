@@ -1,0 +1,224 @@
+"""The suite's side of a worker: start it, run calls on it, and say what became of it."""
+
+import atexit
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import messages
+
+ROOT = Path(__file__).resolve().parent.parent
+START_LIMIT = 180.0
+OWN_FAULT = 70  # the worker's exit status for an error of its own
+PHASE_LIMIT = {"setup": 60.0, "compile": 300.0, "check": 60.0}
+
+
+class InfraError(Exception):
+    """The suite could not do its job; the subject is not to blame."""
+
+
+class UsageError(Exception):
+    """The user asked for something that cannot be: one line, exit 2."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The worker did not survive a call: a signal, an exit, or a hang, and in which phase."""
+
+    kind: str
+    phase: str
+    detail: str
+
+
+@dataclass
+class Limits:
+    """How long the subject may run. After a first hang, later ones are cut shorter: shrinking meets many."""
+
+    run: float = 20.0
+    slowest: float = 0.0
+    hung: bool = False
+
+    def now(self) -> float:
+        return min(self.run, max(1.0, 20 * self.slowest)) if self.hung else self.run
+
+
+@dataclass
+class WorkerOptions:
+    subject: str = "kernels"
+    device: str = "cpu"
+    python: str = sys.executable
+    run_limit: float = 20.0
+    environment: dict = field(default_factory=dict)
+
+
+class Worker:
+    """A worker process with one subject. Dead children are replaced; a parent that cannot start is INFRA."""
+
+    def __init__(self, options: WorkerOptions, contracts):
+        self.options = options
+        self.limits = Limits(options.run_limit)
+        self._contracts = [[c.family, c.name] for c in contracts]
+        self._log = tempfile.TemporaryFile(mode="w+")
+        self._channel: socket.socket | None = None
+        self._pid = 0
+        self._count = 0
+        self._start()
+        atexit.register(self.close)
+
+    # -- the parent -------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        for attempt in (1, 2):
+            reply = self._try_start()
+            if reply is None and attempt == 1:
+                continue
+            if reply is None:
+                raise InfraError(f"the worker did not start: {self._output() or 'it printed nothing'}")
+            break
+        if not reply["ready"]:
+            raise (UsageError if reply["kind"] == "subject" else InfraError)(reply["error"])
+        self.versions, self.describe = reply["versions"], reply["describe"]
+
+    def _try_start(self) -> dict | None:
+        self._control, theirs = socket.socketpair()
+        command = [self.options.python, "-I", str(ROOT / "harness" / "worker" / "main.py"), str(theirs.fileno())]
+        environment = {**os.environ, **self.options.environment}
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log,
+                                         stderr=subprocess.STDOUT, env=environment)
+        theirs.close()
+        config = {"subject": self.options.subject, "device": self.options.device, "root": str(ROOT),
+                  "contracts": self._contracts}
+        try:
+            messages.send(self._control, config)
+            return messages.receive(self._control, START_LIMIT)[0]
+        except (messages.Closed, messages.TimedOut):
+            self._process.kill()
+            self._process.wait()
+            return None
+
+    def _output(self) -> str:
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()
+
+    def close(self) -> None:
+        """End the worker and everything it forked."""
+        self._drop_channel()
+        self._control.close()
+        if self._process.poll() is None:
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._log.close()
+        atexit.unregister(self.close)
+
+    # -- a child ----------------------------------------------------------------------------------------------------
+
+    def _fork(self) -> None:
+        self._channel, theirs = socket.socketpair()
+        for end in (self._channel, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        socket.send_fds(self._control, [json.dumps({"op": "fork"}).encode()], [theirs.fileno()])
+        theirs.close()
+        self._pid = self._answer()["pid"]
+
+    def _answer(self) -> dict:
+        data = self._control.recv(4096)
+        if not data:
+            raise InfraError(f"the worker's parent died: {self._output()}")
+        return json.loads(data)
+
+    def _drop_channel(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _reap(self, kill: bool) -> int:
+        self._drop_channel()
+        self._control.sendall(json.dumps({"op": "reap", "pid": self._pid, "kill": kill}).encode())
+        return self._answer()["status"]
+
+    def supports(self, family: str, cases: list[dict]) -> list[str]:
+        """For each case the subject's reason not to take it, or ''."""
+        reply, _ = self._exchange({"op": "supports", "family": family, "cases": cases}, [])
+        if isinstance(reply, Fault):
+            raise InfraError(f"the subject's supports() ended the worker: {reply.detail}")
+        return reply["answers"]
+
+    def run(self, header: dict, blobs: list) -> tuple["dict | Fault", list]:
+        """Run one call. The answer is the worker's reply, or the `Fault` that ended it."""
+        return self._exchange({"op": "run", **header}, blobs)
+
+    def _exchange(self, header: dict, blobs: list):
+        if self._channel is None:
+            self._fork()
+        self._count += 1
+        phase, started = "setup", None
+        try:
+            messages.send(self._channel, {**header, "id": self._count}, blobs)
+            while True:
+                limit = self.limits.now() if phase == "run" else PHASE_LIMIT[phase]
+                reply, data = messages.receive(self._channel, limit)
+                if "phase" not in reply:
+                    if reply["id"] != self._count:
+                        raise InfraError(f"the worker answered call {reply['id']} instead of {self._count}")
+                    return reply, data
+                if phase == "run":
+                    self.limits.slowest = max(self.limits.slowest, reply["at"] - started)
+                phase, started = reply["phase"], reply["at"]
+        except messages.TimedOut:
+            waited = limit
+            self._reap(kill=True)
+            self.limits.hung = True
+            return Fault("hang", phase, f"no answer within {waited:.0f} s in phase {phase}"), []
+        except messages.Closed:
+            status = self._reap(kill=False)
+            if status == OWN_FAULT and "Traceback" in self._output():
+                raise InfraError(f"the worker failed: {self._output()}")
+            return Fault("died", phase, f"{_status(status)} in phase {phase}"), []
+
+
+def _status(status: int) -> str:
+    if status < 0:
+        import signal
+
+        return f"the process was ended by {signal.Signals(-status).name}"
+    return f"the process exited with status {status}"
+
+
+class Inline:
+    """The worker's code in this process, for a debugger: no isolation, no time limit."""
+
+    def __init__(self, options: WorkerOptions, contracts):
+        os.environ["TRITON_INTERPRET"] = "1"
+        from harness.worker import runner, subject
+
+        self.options = options
+        try:
+            loaded = subject.Subject(options.subject, ROOT)
+        except subject.SubjectError as error:
+            raise UsageError(str(error)) from None
+        self._runner = runner.Runner(loaded, options.device)
+        self.describe = {c.name: loaded.describe(c.family, c.name) for c in contracts}
+        import numpy
+        import torch
+        import triton
+
+        self.versions = {"python": sys.version.split()[0], "numpy": numpy.__version__, "torch": torch.__version__,
+                         "triton": triton.__version__}
+        self.limits = Limits(options.run_limit)
+
+    def supports(self, family: str, cases: list[dict]) -> list[str]:
+        return [self._runner.subject.supports(family, case) for case in cases]
+
+    def run(self, header: dict, blobs: list) -> tuple[dict, list]:
+        return self._runner.run(header, [memoryview(b) for b in blobs])
+
+    def close(self) -> None:
+        """Nothing to end."""

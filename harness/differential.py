@@ -1,0 +1,177 @@
+"""One example through everything: place it twice, run it on a worker, apply the five checks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness import checks, layout as layouts
+from harness.client import Fault
+from harness.contract import Case, Contract, Kind, Role
+from harness.findings import CheckOptions, Found
+from harness.layout import Layout, Observed, Placed
+from harness.states import Cells
+from harness.tensors import Input, Output
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is drawn, replayed and saved: the steps of one call or session, their layout, and the fill seed."""
+
+    steps: tuple[Case, ...]
+    layout: Layout = field(default_factory=Layout)
+    seed: int = 0
+
+    @property
+    def contract(self) -> Contract:
+        return self.steps[0].contract
+
+    def __repr__(self) -> str:
+        steps = repr(self.steps[0]) if len(self.steps) == 1 else "[" + ", ".join(map(repr, self.steps)) + "]"
+        return steps if repr(self.layout) == "default" else f"{steps}  # layout: {self.layout!r}"
+
+
+class OracleError(Exception):
+    """The oracle itself is wrong or inconsistent: a fault of the suite."""
+
+
+def expect(contract: Contract, arguments: dict[str, Any], rules: Mapping[str, str]) -> dict[str, Cells] | Any:
+    """What the oracle says about a call: `Cells` per output tensor, or a host function's result."""
+    outputs: dict[str, Cells] = {}
+
+    def cells(name: str, tensor: Output | Input) -> Cells:
+        outputs[name] = Cells(tensor.shape)
+        return outputs[name]
+
+    given = {}
+    for name, value in arguments.items():
+        arg = next((a for a in contract.args if a.name == name), None)
+        if arg is None or value is None:
+            given[name] = value
+        elif isinstance(value, list):
+            given[name] = [None if t is None else cells(f"{name}[{b}]", t) for b, t in enumerate(value)]
+        elif arg.role is Role.OUT:
+            given[name] = cells(name, value)
+        elif arg.role is Role.INOUT:
+            given[name] = (value.view(), cells(name, value))
+        else:
+            given[name] = value.view()
+    result = contract.oracle(**given, variant=dict(rules))
+    return result if contract.kind is Kind.HOST else outputs
+
+
+def wire_arguments(arguments: dict[str, Any]) -> dict[str, dict]:
+    """The arguments as the worker assembles them."""
+    wired = {}
+    for name, value in arguments.items():
+        if isinstance(value, (Input, Output)):
+            wired[name] = {"tensor": name}
+        elif isinstance(value, list) and any(isinstance(t, (Input, Output)) for t in value):
+            wired[name] = {"tensors": [f"{name}[{b}]" if t is not None else None for b, t in enumerate(value)]}
+        else:
+            wired[name] = {"value": value}
+    return wired
+
+
+def check(example: Example, worker, rules: Mapping[str, str], options: CheckOptions = CheckOptions()) -> list[Found]:
+    """Everything that is wrong with a subject on one example, most direct findings first."""
+    contract = example.contract
+    if contract.kind is Kind.HOST:
+        return _check_host(example, worker, rules)
+    first, found = _run(example, worker, rules, options, run=0)
+    if found and found[0].check in ("raised", "fault"):
+        return found
+    if "interference" in options.checks:
+        second, later = _run(example, worker, rules, options, run=1)
+        found += [f for f in later if f.check in ("raised", "fault", "memory")]
+        if len(second) == len(first):
+            found += _interference(example, rules, first, second, {f.kind[1] for f in found if f.check == "states"})
+    return _unique(found)
+
+
+def _interference(example, rules, first, second, known: set[str]) -> list[Found]:
+    found = []
+    for k, case in enumerate(example.steps):
+        expected = expect(case.contract, case.arguments(), rules)
+        found += [f for f in checks.interference(first[k], second[k], expected, case) if f.buffer not in known]
+    return found
+
+
+def _unique(found: list[Found]) -> list[Found]:
+    seen: dict[tuple[str, str], Found] = {}
+    for f in found:
+        seen.setdefault(f.kind, f)
+    return list(seen.values())
+
+
+def _run(example: Example, worker, rules, options: CheckOptions, run: int) -> tuple[list[tuple[Placed, Observed]], list[Found]]:
+    """Run every step once; each step of a session starts from what the one before left in the outputs."""
+    done: list[tuple[Placed, Observed]] = []
+    found: list[Found] = []
+    prior = None
+    for k, case in enumerate(example.steps):
+        arguments = case.arguments()
+        placed = layouts.place(case.contract, arguments, example.layout, example.seed, run, prior)
+        memory, blobs = placed.request()
+        header = {
+            "family": case.contract.family, "transform": case.contract.name, "order": example.layout.order * (run + 1),
+            "rules": list(options.rules) if "memory" in options.checks else [],
+            "steps": [{"memory": memory, "arguments": wire_arguments(arguments)}],
+        }
+        reply, data = worker.run(header, blobs)
+        if isinstance(reply, Fault):
+            return done, [Found("fault", reply.kind, f"{reply.detail} of {case.contract.name}", step=k)]
+        step = reply["steps"][0]
+        observed = layouts.observe(placed, [(b, o, bytes(d)) for (b, o), d in zip(step["changes"], data)])
+        if step["raised"]:
+            return done, [_raised(step["raised"], k)]
+        found += [_at(f, k) for f in _inspect(placed, observed, step, case, rules, options)]
+        done.append((placed, observed))
+        prior = layouts.Prior(placed, observed)
+    return done, found
+
+
+def _inspect(placed, observed, step: dict, case: Case, rules, options: CheckOptions) -> list[Found]:
+    found = []
+    if "memory" in options.checks:
+        found += checks.memory(placed, step["findings"])
+    if "states" in options.checks:
+        found += checks.states(placed, observed, expect(case.contract, case.arguments(), rules), case)
+    if "inputs" in options.checks:
+        found += checks.inputs(placed, observed)
+    if "redzones" in options.checks:
+        found += checks.redzones(placed, observed)
+    return found
+
+
+def _at(found: Found, step: int) -> Found:
+    return found if step == 0 else Found(found.check, found.buffer, f"step {step}: {found.sentence}", found.differences, step)
+
+
+def _raised(error: dict, step: int) -> Found:
+    return Found("raised", error["type"], f"raised {error['type']}: {error['message']}", step=step,
+                 traceback=error["traceback"])
+
+
+def _check_host(example: Example, worker, rules) -> list[Found]:
+    """A host function: its result equals the oracle's, and its arguments are as they were."""
+    case = example.steps[0]
+    arguments = case.arguments()
+    empty = {"blocks": [], "windows": [], "tensors": {}, "access": []}
+    header = {"family": case.contract.family, "transform": case.contract.name, "order": 0, "rules": [],
+              "steps": [{"memory": empty, "arguments": wire_arguments(arguments)}]}
+    reply, _ = worker.run(header, [])
+    if isinstance(reply, Fault):
+        return [Found("fault", reply.kind, f"{reply.detail} of {case.contract.name}")]
+    step = reply["steps"][0]
+    if step["raised"]:
+        return [_raised(step["raised"], 0)]
+    want, got = expect(case.contract, arguments, rules), step["returned"]
+    found = []
+    if got != want or type(got) is not type(want):
+        found.append(Found("returned", "result", f"returned {got!r}, and must return {want!r}"))
+    for name, value in arguments.items():
+        if step["host"][name] != value:
+            found.append(Found("inputs", name, f"the argument {name} was changed from {value!r} to {step['host'][name]!r}"))
+    return found
+
+

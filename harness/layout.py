@@ -1,0 +1,362 @@
+"""Where the tensors of a call lie in memory, and what every byte around them holds beforehand.
+
+A `Layout` is drawn beside the case. `place` turns both into blocks (one allocation each) made of windows (byte images);
+what a window does not cover is zero, so a 16 GiB table costs only the rows that matter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness import hashing
+from harness.contract import Contract, Role, tensors_of
+from harness.tensors import Input, Region
+
+PAGE = 4096
+LEAD = 256  # least red zone in front of a tensor, bytes
+DENSE_LIMIT = 1 << 20  # larger blocks are described by windows instead of one image
+SLACK_WINDOW = 4096  # cells of slack that are filled beside the live cells of a sparse block
+FAR_ELEMENTS = 1 << 31  # a `far` tensor's last row starts just past this element
+
+READ, WRITE, INIT, INSIDE = 1, 2, 4, 8  # what the shadow memory lets a cell do
+
+
+@dataclass(frozen=True)
+class Place:
+    """How one tensor is laid out.
+
+    kind   contiguous | offset (starts inside its storage) | pitched (row pitch wider than the row) |
+           strided (every second element) | expanded (one element, stride 0) | far (last row past 2^31 elements)
+    guard  which end lies flush against inaccessible memory
+    """
+
+    kind: str = "contiguous"
+    dtype: str | None = None
+    guard: str = "right"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places that differ from the default, tensors that share memory as (tensor, of), and the program order."""
+
+    places: Mapping[str, Place] = field(default_factory=dict)
+    aliases: tuple[tuple[str, str], ...] = ()
+    order: int = 0
+
+    def place(self, name: str) -> Place:
+        return self.places.get(name, _DEFAULT)
+
+    def __repr__(self) -> str:
+        parts = [f"{n}={p.kind}{'/' + p.dtype if p.dtype else ''}/{p.guard}" for n, p in sorted(self.places.items())]
+        parts += [f"{a}=shares {b}" for a, b in self.aliases]
+        parts += [f"program order {self.order}"] if self.order else []
+        return ", ".join(parts) or "default"
+
+
+_DEFAULT = Place()
+
+
+@dataclass(frozen=True)
+class View:
+    """A strided tensor inside a block. Offsets and strides are in elements; `start` is the first cell's byte."""
+
+    block: int
+    start: int
+    storage_offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    def byte_of(self, flat: int) -> int:
+        """The byte where the cell with flat logical index `flat` starts."""
+        index = np.unravel_index(flat, self.shape)
+        return self.start + self.dtype.itemsize * sum(int(i) * s for i, s in zip(index, self.strides))
+
+    def locate(self, byte: int) -> tuple[tuple[int, ...], bool]:
+        """The logical index nearest to a byte, as (row, column) or (cell,), and whether the byte lies in that cell."""
+        element = (byte - self.start) // self.dtype.itemsize
+        step = self.strides[-1] or 1
+        if len(self.shape) == 1:
+            index, inside = (element // step,), element % step == 0 and 0 <= element // step < self.shape[0]
+        else:
+            pitch = self.strides[0] or 1
+            row = min(max(element // pitch, 0), self.shape[0] - 1)
+            column, rest = divmod(element - row * pitch, step)
+            index, inside = (row, column), rest == 0 and 0 <= column < self.shape[1] and row * pitch <= element
+        return tuple(int(i) for i in index), bool(inside)
+
+
+@dataclass
+class Window:
+    block: int
+    offset: int
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of a tensor's cells inside one window: `count` cells from flat index `start`, `step` bytes apart."""
+
+    window: int
+    start: int
+    count: int
+    offset: int
+    step: int
+
+
+@dataclass
+class Placed:
+    """A call in memory: what the worker needs, and how to read back what it did."""
+
+    contract: Contract
+    arguments: dict
+    sizes: list[int]
+    guards: list[str]
+    views: dict[str, View]
+    windows: list[Window]
+    pieces: dict[str, list[Piece]]
+    access: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+
+    def cells(self, name: str, windows: list[np.ndarray] | None = None) -> dict[int, np.ndarray]:
+        """The cells of a tensor by flat start index, as views into `windows` (default: the images before the call)."""
+        view = self.views[name]
+        return {
+            p.start: np.ndarray((p.count,), view.dtype, (windows[p.window] if windows else self.windows[p.window].image),
+                                p.offset, (p.step,))
+            for p in self.pieces[name]
+        }
+
+    def request(self) -> tuple[dict, list[np.ndarray]]:
+        """The memory part of the message to the worker, and the byte blobs it refers to."""
+        header = {
+            "blocks": [{"bytes": s, "guard": g} for s, g in zip(self.sizes, self.guards)],
+            "windows": [[w.block, w.offset, len(w.image)] for w in self.windows],
+            "tensors": {
+                n: {"block": v.block, "start": v.start, "storage_offset": v.storage_offset, "shape": list(v.shape),
+                    "strides": list(v.strides), "dtype": v.dtype.name}
+                for n, v in self.views.items()
+            },
+            "access": self.access,
+        }
+        return header, [w.image for w in self.windows]
+
+
+@dataclass
+class Observed:
+    """Memory after a call: the windows as they are now, and the bytes that changed where no tensor has a cell."""
+
+    windows: list[np.ndarray]
+    stray: list[tuple[int, int, bytes]]  # block, byte, what stands there now
+
+
+def place(contract: Contract, arguments: dict, layout: Layout, seed: int, run: int, prior: "Prior | None" = None) -> Placed:
+    """Lay out one call. Runs with different `run` have the same LIVE cells and different everything else."""
+    builder = _Builder(contract, layout, seed, run, prior)
+    tensors = tensors_of(arguments)
+    shared = dict(layout.aliases)
+    for name in sorted(tensors, key=lambda n: n in shared):
+        builder.add(name, tensors[name], shared.get(name))
+    return Placed(contract, arguments, builder.sizes, builder.guards, builder.views, builder.windows, builder.pieces,
+                  builder.access)
+
+
+class Prior:
+    """Output contents that an earlier step left behind: the cells by (tensor, flat start)."""
+
+    def __init__(self, placed: Placed, observed: Observed):
+        self.cells = {n: placed.cells(n, observed.windows) for n in placed.views}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.cells
+
+
+class _Builder:
+    def __init__(self, contract: Contract, layout: Layout, seed: int, run: int, prior: Prior | None):
+        self.contract, self.layout, self.seed, self.run, self.prior = contract, layout, seed, run, prior
+        self.sizes: list[int] = []
+        self.guards: list[str] = []
+        self.views: dict[str, View] = {}
+        self.windows: list[Window] = []
+        self.pieces: dict[str, list[Piece]] = {}
+        self.access: list[tuple[int, int, int, int, int]] = []
+
+    def add(self, name: str, tensor, alias_of: str | None) -> None:
+        arg = self.contract.arg(name)
+        spot = self.layout.place(name)
+        if alias_of is not None:
+            self._share(name, tensor, alias_of)
+        else:
+            self._allocate(name, tensor, spot, np.dtype(spot.dtype or arg.dtypes[0]))
+            self._fill(name, tensor)
+        self._grant(name, tensor, arg.role)
+
+    def _allocate(self, name, tensor, spot: Place, dtype: np.dtype) -> None:
+        strides, storage_offset = strides_of(spot.kind, tensor)
+        cells = int(np.prod(tensor.shape))
+        reach = sum((n - 1) * s for n, s in zip(tensor.shape, strides)) + 1 if cells else 0
+        extent = reach * dtype.itemsize
+        size = -(-(extent + LEAD) // PAGE) * PAGE
+        start = size - extent if spot.guard == "right" else storage_offset * dtype.itemsize
+        self.sizes.append(size)
+        self.guards.append(spot.guard)
+        view = View(len(self.sizes) - 1, start, storage_offset, tensor.shape, strides, dtype)
+        self.views[name] = view
+        self.pieces[name] = []
+        if size <= DENSE_LIMIT:
+            self._dense(name, view)
+        else:
+            self._sparse(name, view, tensor)
+
+    def _dense(self, name: str, view: View) -> None:
+        window = self._window(name, view.block, 0, self.sizes[view.block])
+        rows, columns = (1, view.columns) if len(view.shape) == 1 else view.shape
+        for r in range(rows if columns else 0):
+            offset = view.start + r * (view.strides[0] if len(view.shape) == 2 else 0) * view.dtype.itemsize
+            step = view.strides[-1] * view.dtype.itemsize
+            self.pieces[name].append(Piece(window, r * columns, columns, offset, step))
+
+    def _sparse(self, name: str, view: View, tensor) -> None:
+        """One window per run of cells that matters, with a poisoned margin where the neighbours are no cells."""
+        size, itemsize, step = self.sizes[view.block], view.dtype.itemsize, view.strides[-1] * view.dtype.itemsize
+        margin = LEAD if not isinstance(tensor, Input) else 0
+        for start, stop in _runs(tensor):
+            first, last = view.byte_of(start), view.byte_of(stop - 1) + itemsize
+            lo, hi = max(0, first - margin), min(size, last + margin)
+            window = self._window(name, view.block, lo, hi - lo)
+            self.pieces[name].append(Piece(window, start, stop - start, first - lo, step))
+
+    def _window(self, name: str, block: int, offset: int, size: int) -> int:
+        words = hashing.cells(self.seed, f"{name}/around/{self.run}", np.arange(-(-size // 8)) + offset)
+        self.windows.append(Window(block, offset, words.view(np.uint8)[:size].copy()))
+        return len(self.windows) - 1
+
+    def _fill(self, name: str, tensor) -> None:
+        for start, cells in self._cells(name).items():
+            if self.prior is not None and not isinstance(tensor, Input):
+                cells[:] = self.prior.cells[name][start]
+                continue
+            index = np.arange(start, start + len(cells))
+            cells[:] = hashing.poison(self.seed, f"{name}/prior/{self.run}", index, cells.dtype)
+            for span in tensor.spans if isinstance(tensor, Input) else ():
+                lo, hi = max(span.start, start), min(span.stop, start + len(cells))
+                if lo >= hi or span.region is Region.FORBIDDEN:
+                    continue
+                if span.region is Region.LIVE:
+                    cells[lo - start : hi - start] = span.values[lo - span.start : hi - span.start]
+                else:
+                    cells[lo - start : hi - start] = self._slack(name, np.arange(lo, hi))
+
+    def _slack(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Plausible leftovers: non-negative, of every magnitude, different in each run."""
+        raw = hashing.cells(self.seed, f"{name}/slack/{self.run}", index)
+        return ((raw & np.uint64(0x7FFFFFFF)) >> (raw >> np.uint64(59))).astype(np.int64)
+
+    def _cells(self, name: str) -> dict[int, np.ndarray]:
+        view = self.views[name]
+        return {p.start: np.ndarray((p.count,), view.dtype, self.windows[p.window].image, p.offset, (p.step,))
+                for p in self.pieces[name]}
+
+    def _share(self, name: str, tensor, other: str) -> None:
+        view = self.views[other]
+        shape = (min(tensor.shape[0], view.shape[0]),)
+        self.views[name] = View(view.block, view.start, view.storage_offset, shape, view.strides, view.dtype)
+        self.pieces[name] = [Piece(p.window, p.start, min(p.count, shape[0]), p.offset, p.step) for p in self.pieces[other]]
+
+    def _grant(self, name: str, tensor, role: Role) -> None:
+        """Tell the shadow memory what each run of cells may be used for."""
+        view = self.views[name]
+        if isinstance(tensor, Input):
+            may = {Region.LIVE: READ | INIT, Region.SLACK: READ | INIT, Region.FORBIDDEN: 0}
+            extra = WRITE if role is Role.INOUT else 0
+            spans = [(s.start, s.stop, may[s.region] | (extra if s.region is Region.LIVE else 0)) for s in tensor.spans]
+        else:
+            spans = [(0, int(np.prod(view.shape)), WRITE)]
+        for start, stop, flags in spans:
+            for lo, hi in _by_row(start, stop, view.columns):
+                step = view.strides[-1] * view.dtype.itemsize
+                self.access.append((view.block, view.byte_of(lo), hi - lo, step, flags | INSIDE))
+
+
+def strides_of(kind: str, tensor) -> tuple[tuple[int, ...], int]:
+    """Strides and storage offset, in elements, of a layout kind for a tensor's shape."""
+    shape = tensor.shape
+    storage_offset = 3 if kind == "offset" else 0
+    step = 2 if kind == "strided" else 1
+    if kind == "expanded" and len(shape) == 1 and _constant(tensor):
+        return (0,), 0
+    if len(shape) == 1:
+        return (step,), storage_offset
+    pitch = shape[1] * step
+    if kind in ("pitched", "strided"):
+        pitch += 5
+    elif kind == "far" and shape[0] > 1:
+        pitch = max(pitch, FAR_ELEMENTS // (shape[0] - 1) + 7)
+    return (pitch, step), storage_offset
+
+
+def _constant(tensor) -> bool:
+    """Whether one stored element can stand for the whole tensor."""
+    if not isinstance(tensor, Input):
+        return False
+    live = [s for s in tensor.spans if s.stop > s.start]
+    return all(s.region is Region.LIVE for s in live) and len({v for s in live for v in s.values.tolist()}) == 1
+
+
+def _runs(tensor) -> list[tuple[int, int]]:
+    """The runs of cells of a sparse tensor that get a window."""
+    if not isinstance(tensor, Input):
+        columns = tensor.shape[-1]
+        return [(r * columns, (r + 1) * columns) for r in range(int(np.prod(tensor.shape[:-1])))]
+    runs = []
+    for span in tensor.spans:
+        if span.region is Region.SLACK and span.stop - span.start > 2 * SLACK_WINDOW:
+            runs += [(span.start, span.start + SLACK_WINDOW), (span.stop - SLACK_WINDOW, span.stop)]
+        elif span.stop > span.start:
+            runs.append((span.start, span.stop))
+    return runs
+
+
+def _by_row(start: int, stop: int, columns: int):
+    """Cut a run of flat indices at the row ends."""
+    while start < stop:
+        end = min(stop, (start // columns + 1) * columns)
+        yield start, end
+        start = end
+
+
+def observe(placed: Placed, changes: list[tuple[int, int, bytes]]) -> Observed:
+    """Apply the changed byte runs (block, offset, bytes) that the worker saw."""
+    images = [w.image.copy() for w in placed.windows]
+    owned = _owned_bytes(placed)
+    stray = []
+    for block, offset, data in changes:
+        for k, window in enumerate(placed.windows):
+            lo, hi = max(offset, window.offset), min(offset + len(data), window.offset + len(window.image))
+            if window.block == block and lo < hi:
+                images[k][lo - window.offset : hi - window.offset] = np.frombuffer(data[lo - offset : hi - offset], np.uint8)
+        covered = np.zeros(len(data), dtype=bool)
+        for k, window in enumerate(placed.windows):
+            lo, hi = max(offset, window.offset), min(offset + len(data), window.offset + len(window.image))
+            if window.block == block and lo < hi:
+                covered[lo - offset : hi - offset] = owned[k][lo - window.offset : hi - window.offset]
+        first = np.flatnonzero(~covered)
+        if len(first):
+            stray.append((block, offset + int(first[0]), data[int(first[0]) :]))
+    return Observed(images, stray)
+
+
+def _owned_bytes(placed: Placed) -> list[np.ndarray]:
+    """For every window, which of its bytes belong to a cell of some tensor."""
+    owned = [np.zeros(len(w.image), dtype=bool) for w in placed.windows]
+    for name, pieces in placed.pieces.items():
+        itemsize = placed.views[name].dtype.itemsize
+        for p in pieces:
+            np.lib.stride_tricks.as_strided(owned[p.window][p.offset :], (p.count, itemsize), (p.step, 1))[:] = True
+    return owned
+
+

@@ -1,0 +1,130 @@
+"""CPU memory for the tensors of a call: reserved address space, one far-apart slot per block.
+
+Slots are 64 GiB wide and blocks lie in their middle, so an index that leaves its tensor by less than 16 GiB can only
+reach inaccessible addresses. Untouched pages cost nothing, whatever a block's size.
+"""
+
+import ctypes
+import os
+
+import numpy as np
+
+PAGE = 4096
+SLOT_BITS = 36
+SLOTS = 96
+INSET = 20 << 30
+DENSE_LIMIT = 1 << 20
+
+_PROT_NONE, _PROT_RW = 0, 3
+_PRIVATE_ANONYMOUS_NORESERVE = 0x02 | 0x20 | 0x4000
+_FIXED = 0x10
+_MADV_NOHUGEPAGE = 15
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def reserve(size: int, prot: int = _PROT_NONE, at: int | None = None) -> int:
+    """Reserve address space that is backed by nothing yet; returns its address."""
+    flags = _PRIVATE_ANONYMOUS_NORESERVE | (_FIXED if at is not None else 0)
+    address = _libc.mmap(at, size, prot, flags, -1, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), f"cannot reserve {size} bytes of address space")
+    _libc.madvise(address, size, _MADV_NOHUGEPAGE)
+    return address
+
+
+def release(address: int, size: int) -> None:
+    """Give address space back."""
+    _check(_libc.munmap(address, size))
+
+
+def bytes_at(address: int, size: int) -> np.ndarray:
+    """The bytes at an address as a writable uint8 array."""
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype=np.uint8)
+
+
+class Block:
+    """One mapped allocation and what it held before the call."""
+
+    def __init__(self, address: int, size: int):
+        self.address, self.size = address, size
+        self.windows: list[tuple[int, np.ndarray]] = []
+
+    def changes(self) -> list[tuple[int, bytes]]:
+        """Every run of bytes that differs from before the call, as (offset, bytes)."""
+        if self.size <= DENSE_LIMIT:
+            return _differences(0, self._before(0, self.size), bytes_at(self.address, self.size))
+        found = []
+        for lo, hi in self._touched():
+            found += _differences(lo, self._before(lo, hi), bytes_at(self.address + lo, hi - lo))
+        return found
+
+    def _before(self, lo: int, hi: int) -> np.ndarray:
+        image = np.zeros(hi - lo, dtype=np.uint8)
+        for offset, data in self.windows:
+            a, b = max(lo, offset), min(hi, offset + len(data))
+            if a < b:
+                image[a - lo : b - lo] = data[a - offset : b - offset]
+        return image
+
+    def _touched(self) -> list[tuple[int, int]]:
+        """The byte ranges of pages that were ever accessed: every other page still reads as zero."""
+        resident = np.zeros(self.size // PAGE, dtype=np.uint8)
+        _check(_libc.mincore(self.address, self.size, resident.ctypes.data))
+        pages = np.flatnonzero(resident & 1)
+        if not len(pages):
+            return []
+        cuts = np.flatnonzero(np.diff(pages) > 1)
+        firsts, lasts = pages[np.r_[0, cuts + 1]], pages[np.r_[cuts, len(pages) - 1]]
+        return [(int(a) * PAGE, (int(b) + 1) * PAGE) for a, b in zip(firsts, lasts)]
+
+
+def _differences(base: int, before: np.ndarray, after: np.ndarray) -> list[tuple[int, bytes]]:
+    changed = np.flatnonzero(before != after)
+    if not len(changed):
+        return []
+    cuts = np.flatnonzero(np.diff(changed) > 1)
+    firsts, lasts = changed[np.r_[0, cuts + 1]], changed[np.r_[cuts, len(changed) - 1]]
+    return [(base + int(a), after[a : b + 1].tobytes()) for a, b in zip(firsts, lasts)]
+
+
+class Arena:
+    """Blocks in reserved, otherwise inaccessible address space."""
+
+    def __init__(self):
+        self.base = reserve(SLOTS << SLOT_BITS)
+        self.blocks: list[Block] = []
+
+    def map(self, sizes: list[int]) -> None:
+        """Replace all blocks by fresh, zeroed ones of `sizes` bytes (multiples of the page)."""
+        if len(sizes) > SLOTS:
+            raise ValueError(f"a call may have at most {SLOTS} blocks, this one has {len(sizes)}")
+        for block in self.blocks:
+            reserve(block.size, _PROT_NONE, at=block.address)
+        self.blocks = []
+        for slot, size in enumerate(sizes):
+            address = self.base + (slot << SLOT_BITS) + INSET
+            reserve(size, _PROT_RW, at=address)
+            self.blocks.append(Block(address, size))
+
+    def fill(self, block: int, offset: int, data: np.ndarray) -> None:
+        """Write a window's bytes."""
+        target = self.blocks[block]
+        bytes_at(target.address + offset, len(data))[:] = data
+        target.windows.append((offset, data))
+
+    def block_of(self, address: int) -> int | None:
+        """The block whose slot an address lies in."""
+        slot = (address - self.base) >> SLOT_BITS
+        return slot if 0 <= slot < len(self.blocks) else None

@@ -1,0 +1,130 @@
+"""Triton's interpreter as the suite uses it: the shadow memory hooked in, and the known gaps closed by named shims."""
+
+import itertools
+import math
+
+import numpy as np
+
+from .shadow import Shadow, poison
+
+
+def install(shadow_of) -> Shadow:
+    """Patch the imported interpreter once per process. `shadow_of(native)` makes the stand-in for its native module."""
+    from triton.runtime import interpreter
+
+    shadow = shadow_of(interpreter._interpreter)
+    interpreter._interpreter = shadow
+    loop_bounds_from_memory(interpreter)
+    poison_masked_lanes(interpreter)
+    scalar_and_vector_masks(interpreter)
+    skip_unused_overflow_checks(interpreter)
+    watch_launches(interpreter, shadow)
+    return shadow
+
+
+def loop_bounds_from_memory(interpreter) -> None:
+    """Triton 3.6 with NumPy 2.4 or newer fails on `range(n)` with n loaded from memory (Triton issue #9171)."""
+    stock = interpreter._patch_lang_tensor
+
+    def patched(tensor, *scope):
+        stock(tensor, *scope)
+        index = lambda self: int(np.asarray(self.handle.data).reshape(-1)[0])
+        if scope:
+            scope[0].set_attr(tensor, "__index__", index)
+        else:
+            tensor.__index__ = index
+
+    interpreter._patch_lang_tensor = patched
+
+
+def poison_masked_lanes(interpreter) -> None:
+    """A masked load without `other` is undefined on hardware; the interpreter gives 0, which hides missing masks."""
+    builder = interpreter.InterpreterBuilder
+    stock = builder.create_masked_load
+
+    def create_masked_load(self, pointers, mask, other, *rest):
+        if other is None:
+            element = pointers.get_element_ty()
+            dtype = interpreter._get_np_dtype(element)
+            other = interpreter.TensorHandle(np.full(pointers.data.shape, poison(dtype), dtype=dtype), element)
+        return stock(self, pointers, mask, other, *rest)
+
+    builder.create_masked_load = create_masked_load
+
+
+def scalar_and_vector_masks(interpreter) -> None:
+    """Triton 3.9 keeps the operand's shape out of `(scalar < n) & (vector < m)`; broadcast before a masked access."""
+    builder = interpreter.InterpreterBuilder
+    stock_load, stock_store = builder.create_masked_load, builder.create_masked_store
+
+    def fitted(mask, like):
+        if mask.data.shape == like.data.shape:
+            return mask
+        return interpreter.TensorHandle(np.broadcast_to(mask.data, like.data.shape), mask.dtype)
+
+    builder.create_masked_load = lambda self, p, mask, *rest: stock_load(self, p, fitted(mask, p), *rest)
+    builder.create_masked_store = lambda self, p, value, mask, *rest: stock_store(self, p, value, fitted(mask, p), *rest)
+
+
+def skip_unused_overflow_checks(interpreter) -> None:
+    """Without debug the stock interpreter computes every 32-bit sum twice and drops the verdict; don't compute it."""
+    options = interpreter.interpreter_builder.options
+    if not options.debug:
+        object.__setattr__(options, "sanitize_overflow", False)
+
+
+def watch_launches(interpreter, shadow: Shadow) -> None:
+    """Tell the shadow about launches and programs, and run the programs in a drawn order."""
+    stock_call = interpreter.GridExecutor.__call__
+    stock_index = interpreter.InterpreterBuilder.set_grid_idx
+    stock_dim = interpreter.InterpreterBuilder.set_grid_dim
+    state = {"own": [], "order": (1, 0), "grid": (1, 1, 1)}
+
+    def call(self, *args, **kwargs):
+        values = list(args) + list(kwargs.values())
+        state["own"] = list(itertools.chain.from_iterable(own_ranges(v, shadow._arena) for v in values))
+        return stock_call(self, *args, **kwargs)
+
+    def set_grid_dim(self, x, y, z):
+        stock_dim(self, x, y, z)
+        state["grid"] = (x, y, z)
+        state["order"] = program_order(x * y * z, shadow.order)
+        shadow.launch((x, y, z), state["own"])
+
+    def set_grid_idx(self, x, y, z):
+        nx, ny, nz = state["grid"]
+        factor, shift = state["order"]
+        number = ((x * ny + y) * nz + z) * factor + shift
+        number %= nx * ny * nz
+        index = (number // (ny * nz), number // nz % ny, number % nz)
+        stock_index(self, *index)
+        shadow.program(index, number)
+
+    shadow.order = 0
+    interpreter.GridExecutor.__call__ = call
+    interpreter.InterpreterBuilder.set_grid_dim = set_grid_dim
+    interpreter.InterpreterBuilder.set_grid_idx = set_grid_idx
+
+
+def program_order(count: int, seed: int) -> tuple[int, int]:
+    """A permutation i -> (i * factor + shift) mod count of the programs; seed 0 keeps their order."""
+    if seed == 0 or count < 2:
+        return 1, 0
+    if seed == 1:
+        return count - 1, count - 1
+    factor = seed % count or 1
+    while math.gcd(factor, count) != 1:
+        factor += 1
+    return factor, seed // 7 % count
+
+
+def own_ranges(value, arena):
+    """The address ranges of tensors in a launch's arguments that lie outside the arena."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from own_ranges(item, arena)
+    elif hasattr(value, "data_ptr") and hasattr(value, "stride") and value.numel():
+        address = value.data_ptr()
+        if arena.block_of(address) is None:
+            reach = sum((n - 1) * s for n, s in zip(value.shape, value.stride()))
+            yield address, address + (reach + 1) * value.element_size()

@@ -1,0 +1,113 @@
+"""The worker process: a preloaded parent that forks a child for the calls, so a crash costs a fork and not an import.
+
+Started as `<python> -I main.py CONTROL_FD`. On the control socket the suite sends a configuration and then asks for
+children; each child gets a channel of its own and serves calls until that channel closes or it dies.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+import types
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+OWN_FAULT = 70
+
+
+def _load():
+    """Make this folder (and the wire format beside it) importable as `plumbline_worker`."""
+    package = types.ModuleType("plumbline_worker")
+    package.__path__ = [str(HERE), str(HERE.parent)]
+    sys.modules["plumbline_worker"] = package
+    return importlib.import_module("plumbline_worker.messages")
+
+
+def main() -> None:
+    messages = _load()
+    control = socket.socket(fileno=int(sys.argv[1]))
+    config, _ = messages.receive(control)
+    try:
+        reply, runner = _preload(config)
+    except BaseException as error:  # reported as INFRA or as an error of use, never lost
+        kind = "subject" if type(error).__name__ == "SubjectError" else "infra"
+        messages.send(control, {"ready": False, "kind": kind, "error": f"{error}" or type(error).__name__})
+        return
+    messages.send(control, {"ready": True, **reply})
+    _serve(messages, control, runner)
+
+
+def _preload(config: dict):
+    if config["device"] == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    import numpy
+    import torch
+    import triton
+
+    runner_module = importlib.import_module("plumbline_worker.runner")
+    subject_module = importlib.import_module("plumbline_worker.subject")
+    subject = subject_module.Subject(config["subject"], Path(config["root"]))
+    runner = runner_module.Runner(subject, config["device"])
+    described = {name: subject.describe(family, name) for family, name in config["contracts"]}
+    versions = {"python": sys.version.split()[0], "numpy": numpy.__version__, "torch": torch.__version__,
+                "triton": triton.__version__}
+    return {"versions": versions, "describe": described}, runner
+
+
+def _serve(messages, control: socket.socket, runner) -> None:
+    """Fork, kill and reap children as the suite asks; when the suite is gone, take them along."""
+    children: set[int] = set()
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
+        except OSError:
+            data = b""
+        request = json.loads(data) if data else {"op": "quit"}
+        if request["op"] == "fork":
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                _child(messages, socket.socket(fileno=descriptors[0]), runner)
+            os.close(descriptors[0])
+            children.add(pid)
+            control.sendall(json.dumps({"pid": pid}).encode())
+        elif request["op"] == "reap":
+            if request["kill"]:
+                os.kill(request["pid"], signal.SIGKILL)
+            status = os.waitpid(request["pid"], 0)[1]
+            children.discard(request["pid"])
+            control.sendall(json.dumps({"status": os.waitstatus_to_exitcode(status)}).encode())
+        else:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            return
+
+
+def _child(messages, channel: socket.socket, runner) -> None:
+    def phase(name: str) -> None:
+        messages.send(channel, {"phase": name, "at": time.monotonic()})
+
+    try:
+        while True:
+            header, blobs = messages.receive(channel)
+            if header["op"] == "supports":
+                answers = [runner.subject.supports(header["family"], case) for case in header["cases"]]
+                messages.send(channel, {"id": header["id"], "answers": answers})
+                continue
+            reply, data = runner.run(header, blobs, phase)
+            messages.send(channel, {"id": header["id"], **reply}, data)
+    except messages.Closed:
+        os._exit(0)
+    except BaseException:  # a fault of this code, not of the subject: the suite reads the log and reports INFRA
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(OWN_FAULT)
+
+
+if __name__ == "__main__":
+    main()

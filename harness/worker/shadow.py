@@ -1,0 +1,284 @@
+"""Shadow memory: every load and store of Triton's interpreter is looked up before it happens.
+
+All memory traffic of the interpreter passes four functions of its native module; `Shadow` stands in for that module.
+A lane that breaks a rule is recorded and not performed (a load gives poison), so one run reports every fault it has.
+
+Rules
+  read-outside    a load from no cell of any tensor           write-outside  a store to no cell of any tensor
+  read-forbidden  a load of a FORBIDDEN input cell            write-input    a store to a cell of an `in` argument
+  uninitialised   a load of an output cell that this call has not written
+  race            one program touches a cell that another program of the same launch changes, in no defined order.
+                  Programs that store the very value a cell already holds do not race: every order gives the same bytes.
+  grid            a launch that hardware refuses: an empty grid, or y or z over 65,535
+"""
+
+import os
+import sys
+
+import numpy as np
+
+from . import arena as arena_module
+
+READ, WRITE, INIT, INSIDE = 1, 2, 4, 8
+RULES = ("read-outside", "write-outside", "read-forbidden", "write-input", "uninitialised", "race", "grid")
+MOST_FINDINGS = 32
+_SPARSE = 1 << 22
+_MANY = 0xFFFFFFFF
+_ATOMIC = 0xFFFFFFFE
+
+
+class _Marks:
+    """One number per granule of a block; large arrays are backed by untouched address space."""
+
+    def __init__(self, count: int, dtype):
+        self.mapped = None
+        size = count * np.dtype(dtype).itemsize
+        if size <= _SPARSE:
+            self.array = np.zeros(count, dtype=dtype)
+        else:
+            size = -(-size // arena_module.PAGE) * arena_module.PAGE
+            self.mapped = (arena_module.reserve(size, 3), size)
+            self.array = arena_module.bytes_at(*self.mapped).view(dtype)[:count]
+
+    def free(self) -> None:
+        self.array = None
+        if self.mapped:
+            arena_module.release(*self.mapped)
+
+
+class _Block:
+    def __init__(self, address: int, size: int, granule: int):
+        self.address, self.shift = address, granule.bit_length() - 1
+        self.count = size >> self.shift
+        self.flags = _Marks(self.count, np.uint8)
+        self.writer = self.reader = None
+
+    def track(self) -> None:
+        if self.writer is None:
+            self.writer, self.reader = _Marks(self.count, np.uint64), _Marks(self.count, np.uint64)
+
+    def free(self) -> None:
+        for marks in (self.flags, self.writer, self.reader):
+            if marks is not None:
+                marks.free()
+
+
+class Shadow:
+    """Stands in for the interpreter's native module during a call; everything else is passed on to it."""
+
+    def __init__(self, native, arena: arena_module.Arena):
+        self._native, self._arena = native, arena
+        self.rules = frozenset(RULES)
+        self.findings: list[dict] = []
+        self.active = False
+        self._blocks: list[_Block] = []
+        self._own: np.ndarray = np.zeros((0, 2), dtype=np.uint64)
+        self._epoch = 0
+        self._program = (0, 0, 0)
+        self._number = 0
+
+    def __getattr__(self, name):
+        return getattr(self._native, name)
+
+    # -- a call -----------------------------------------------------------------------------------------------------
+
+    def begin(self, granules: list[int], access: list[list[int]], rules) -> None:
+        """Start watching a call on the arena's blocks. `access` holds (block, byte, count, step, flags) runs."""
+        self.end()
+        self.rules, self.findings = frozenset(rules), []
+        self._blocks = [_Block(b.address, b.size, g) for b, g in zip(self._arena.blocks, granules)]
+        for block, byte, count, step, flags in access:
+            target = self._blocks[block]
+            first = byte >> target.shift
+            stride = max(step >> target.shift, 1)
+            target.flags.array[first : first + (count - 1) * stride + 1 : stride] |= flags
+            if flags & WRITE:
+                target.track()
+        self.active = True
+
+    def end(self) -> None:
+        for block in self._blocks:
+            block.free()
+        self._blocks, self.active = [], False
+
+    def launch(self, grid: tuple[int, ...], own: list[tuple[int, int]]) -> None:
+        """Start a launch: a new race epoch. `own` are the address ranges of tensors that the subject allocated."""
+        self._epoch += 1
+        self._own = np.array(sorted(own), dtype=np.uint64).reshape(-1, 2)
+        x, y, z = grid
+        if self.active and (x * y * z == 0 or y > 65535 or z > 65535 or x > 2**31 - 1):
+            self._report("grid", None, 0, 0, detail=f"{(x, y, z)}")
+
+    def program(self, index: tuple[int, int, int], number: int) -> None:
+        self._program, self._number = index, number
+
+    # -- the four functions -----------------------------------------------------------------------------------------
+
+    def load(self, pointers, mask, other, dtype):
+        if not self.active:
+            return self._native.load(pointers, mask, other, dtype)
+        mask, bad = self._examine(pointers, mask, np.dtype(dtype).itemsize, None)
+        if len(bad):
+            other = np.array(np.broadcast_to(other, pointers.shape), copy=True)
+            other.reshape(-1)[bad] = poison(np.dtype(dtype))
+        return self._native.load(pointers, mask, other, dtype)
+
+    def store(self, pointers, value, mask):
+        if self.active:
+            mask, _ = self._examine(pointers, mask, value.dtype.itemsize, value)
+        return self._native.store(pointers, value, mask)
+
+    def atomic_rmw(self, op, pointers, value, mask, sem):
+        if self.active:
+            mask, _ = self._examine(pointers, mask, value.dtype.itemsize, value, atomic=True)
+        return self._native.atomic_rmw(op, pointers, value, mask, sem)
+
+    def atomic_cas(self, pointers, compare, value, sem):
+        if self.active:
+            _, bad = self._examine(pointers, np.ones(pointers.shape, dtype=bool), value.dtype.itemsize, value, atomic=True)
+            if len(bad):
+                return np.array(compare, copy=True)
+        return self._native.atomic_cas(pointers, compare, value, sem)
+
+    # -- the rules --------------------------------------------------------------------------------------------------
+
+    def _examine(self, pointers, mask, size, value, atomic=False):
+        """Check every active lane; returns the mask without the lanes that broke a rule, and those lanes."""
+        lanes = np.flatnonzero(mask)
+        if not len(lanes):
+            return mask, lanes
+        addresses = np.ascontiguousarray(pointers).reshape(-1)[lanes]
+        values = None if value is None else np.ascontiguousarray(np.broadcast_to(value, pointers.shape)).reshape(-1)[lanes]
+        with np.errstate(over="ignore"):
+            slots = (addresses - np.uint64(self._arena.base)) >> np.uint64(arena_module.SLOT_BITS)
+        bad = np.zeros(len(lanes), dtype=bool)
+        for slot in [slots[0]] if slots[0] == slots[-1] and (slots == slots[0]).all() else np.unique(slots):
+            here = np.flatnonzero(slots == slot)
+            picked = None if values is None else values[here]
+            if slot < len(self._blocks):
+                bad[here] = self._in_block(int(slot), addresses[here], size, picked, atomic)
+            else:
+                bad[here] = self._in_own(addresses[here], size, picked is not None)
+        if not bad.any():
+            return mask, lanes[:0]
+        mask = np.array(np.broadcast_to(mask, pointers.shape), copy=True)
+        mask.reshape(-1)[lanes[bad]] = False
+        return mask, lanes[bad]
+
+    def _in_block(self, slot: int, addresses, size: int, values, atomic: bool):
+        block = self._blocks[slot]
+        writing = values is not None
+        offsets = addresses.astype(np.int64) - block.address
+        granule = 1 << block.shift
+        bad = np.zeros(len(addresses), dtype=bool)
+        for part in range(0, max(size, granule), granule):
+            cells = (offsets + part) >> block.shift
+            mapped = (cells >= 0) & (cells < block.count)
+            flags = np.zeros(len(cells), dtype=np.uint8)
+            flags[mapped] = block.flags.array[cells[mapped]]
+            wrong = np.zeros(len(cells), dtype=bool)
+            if writing:
+                wrong |= self._break(slot, "write-outside", (flags & INSIDE) == 0, offsets, size)
+                wrong |= self._break(slot, "write-input", ((flags & INSIDE) != 0) & ((flags & WRITE) == 0), offsets, size)
+            if not writing or atomic:
+                outside = (flags & INSIDE) == 0
+                if not writing:
+                    wrong |= self._break(slot, "read-outside", outside, offsets, size)
+                unread = ~outside & ((flags & INIT) == 0)
+                wrong |= self._break(slot, "uninitialised", unread & ((flags & WRITE) != 0), offsets, size)
+                wrong |= self._break(slot, "read-forbidden", unread & ((flags & WRITE) == 0), offsets, size)
+            if block.writer is not None and "race" in self.rules:
+                good = np.flatnonzero(mapped & ~wrong & ((flags & WRITE) != 0))
+                self._order(block, slot, cells[good], offsets[good], size, addresses[good],
+                            None if values is None else values[good], atomic)
+            if writing:
+                good = mapped & ~wrong
+                block.flags.array[cells[good]] |= INIT
+            bad |= wrong
+        return bad
+
+    def _break(self, slot: int, rule: str, lanes, offsets, size: int):
+        """Record the first of `lanes` under `rule`; a rule that is off lets the lanes through."""
+        if rule not in self.rules or not lanes.any():
+            return np.zeros(len(lanes), dtype=bool)
+        self._report(rule, slot, int(offsets[np.flatnonzero(lanes)[0]]), size)
+        return lanes
+
+    def _order(self, block: _Block, slot: int, cells, offsets, size, addresses, values, atomic: bool) -> None:
+        """The race rule, for the cells that one access of the current program touches."""
+        if not len(cells):
+            return
+        epoch = np.uint64(self._epoch << 32)
+        me = epoch | np.uint64(_ATOMIC if atomic else self._number)
+        writers, readers = block.writer.array[cells], block.reader.array[cells]
+        others = (writers >> np.uint64(32) == np.uint64(self._epoch)) & (writers != me)
+        if values is None:
+            self._race(slot, others, offsets, size)
+            block.reader.array[cells] = np.where(
+                (readers >> np.uint64(32) == np.uint64(self._epoch)) & (readers != me), epoch | np.uint64(_MANY), me)
+            return
+        changed = np.ones(len(cells), dtype=bool)
+        if not atomic:
+            everything = np.ones(len(addresses), dtype=bool)
+            now = self._native.load(addresses, everything, np.zeros(len(addresses), dtype=values.dtype), values.dtype)
+            changed = now != values
+            order = np.argsort(addresses, kind="stable")
+            twice = (np.diff(addresses[order]) == 0) & (np.diff(values[order].astype(np.int64)) != 0)
+            if twice.any():
+                self._report("race", slot, int(offsets[order[np.flatnonzero(twice)[0]]]), size)
+        read_elsewhere = (readers >> np.uint64(32) == np.uint64(self._epoch)) & (readers != me)
+        self._race(slot, (others | read_elsewhere) & changed, offsets, size)
+        block.writer.array[cells] = me
+
+    def _race(self, slot: int, lanes, offsets, size) -> None:
+        if lanes.any():
+            self._report("race", slot, int(offsets[np.flatnonzero(lanes)[0]]), size)
+
+    def _in_own(self, addresses, size: int, writing: bool):
+        """Tensors of the subject's own are only checked for their bounds."""
+        rule = "write-outside" if writing else "read-outside"
+        bad = np.ones(len(addresses), dtype=bool)
+        if len(self._own):
+            k = np.searchsorted(self._own[:, 0], addresses, side="right").astype(np.int64) - 1
+            bad = (k < 0) | (addresses + np.uint64(size) > self._own[np.maximum(k, 0), 1])
+        if rule not in self.rules or not bad.any():
+            return np.zeros(len(addresses), dtype=bool)
+        self._report(rule, None, 0, size)
+        return bad
+
+    def _report(self, rule: str, block: int | None, byte: int, size: int, detail: str = "") -> None:
+        if rule not in self.rules:
+            return
+        where = source_line()
+        for seen in self.findings:
+            if (seen["rule"], seen["block"], seen["where"]) == (rule, block, where):
+                seen["times"] += 1
+                return
+        if len(self.findings) < MOST_FINDINGS:
+            self.findings.append({"rule": rule, "block": block, "byte": byte, "size": size, "program": list(self._program),
+                                  "where": where, "detail": detail, "times": 1})
+
+
+def poison(dtype: np.dtype):
+    """What a lane reads that nothing may depend on."""
+    if dtype.kind == "f":
+        return np.nan
+    if dtype.kind == "b":
+        return True
+    return np.frombuffer(b"\x5a" * dtype.itemsize, dtype=dtype)[0]
+
+
+def source_line() -> str:
+    """The innermost line of kernel source on the stack: the first frame outside the tools below it."""
+    if not _TOOLS:
+        _TOOLS.extend(os.path.dirname(sys.modules[m].__file__) + os.sep for m in ("triton", "numpy", __package__))
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((*_TOOLS, "<")):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+_TOOLS: list[str] = []

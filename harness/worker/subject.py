@@ -1,0 +1,89 @@
+"""Loading a subject by file location, so that the root never lies on the worker's path."""
+
+import importlib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+BUILT_IN = {"kernels": ".", "eager": "eager", "sglang": "sglang"}
+
+
+class SubjectError(Exception):
+    """The subject cannot be loaded."""
+
+
+class Subject:
+    """The functions of one subject, looked up by contract.
+
+    A built-in subject is a folder with one module per family; any other is a Python file or an importable module.
+    """
+
+    def __init__(self, spec: str, root: Path):
+        self.spec = spec
+        self._folder = root / "kernels" / BUILT_IN[spec] if spec in BUILT_IN else None
+        self._modules: dict[str, types.ModuleType | None] = {}
+        if self._folder is None:
+            self._modules["*"] = _user_module(spec)
+        else:
+            _package(f"plumbline_{spec}", self._folder)
+
+    def module(self, family: str) -> types.ModuleType | None:
+        """The module that would hold a family's functions, or None if the subject has none."""
+        if self._folder is None:
+            return self._modules["*"]
+        if family not in self._modules:
+            path = self._folder / f"{family}.py"
+            self._modules[family] = importlib.import_module(f"plumbline_{self.spec}.{family}") if path.exists() else None
+        return self._modules[family]
+
+    def function(self, family: str, name: str):
+        """The subject's function for a contract, or None (NOT PROVIDED)."""
+        module = self.module(family)
+        found = getattr(module, name, None) if module else None
+        return found if callable(found) else None
+
+    def describe(self, family: str, name: str) -> dict:
+        """What the suite wants to know before it draws cases."""
+        module = self.module(family)
+        return {
+            "provided": self.function(family, name) is not None,
+            "variant": dict(getattr(module, "VARIANTS", {}).get(name, {})) if module else {},
+            "version": getattr(module, "VERSION", ""),
+            "missing": getattr(module, "MISSING", {}).get(name, "") if module else "",
+        }
+
+    def supports(self, family: str, case: dict) -> str:
+        """Why the subject does not take a case, or '' if it does. A subject without `supports` takes every case."""
+        module = self.module(family)
+        answer = module.supports(case) if hasattr(module, "supports") else True
+        return "" if answer is True else str(answer or "supports() said no")
+
+
+def _package(name: str, folder: Path) -> None:
+    if name not in sys.modules:
+        package = types.ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+
+
+def _user_module(spec: str) -> types.ModuleType:
+    path = Path(spec)
+    try:
+        if path.suffix == ".py":
+            if not path.exists():
+                raise SubjectError(f"--subject {spec}: no such file")
+            loader = importlib.util.spec_from_file_location(f"plumbline_subject_{path.stem}", path)
+            module = importlib.util.module_from_spec(loader)
+            sys.modules[loader.name] = module
+            loader.loader.exec_module(module)
+            return module
+        return importlib.import_module(spec)
+    except ModuleNotFoundError as error:
+        if error.name != spec:
+            raise SubjectError(f"--subject {spec}: importing it failed: {error}") from error
+        raise SubjectError(f"--subject {spec}: neither a built-in ({', '.join(BUILT_IN)}), a .py file nor a module") from None
+    except SubjectError:
+        raise
+    except BaseException as error:  # whatever a user's module raises at import is a report to its author
+        raise SubjectError(f"--subject {spec}: importing it raised {type(error).__name__}: {error}") from error

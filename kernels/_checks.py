@@ -1,0 +1,86 @@
+"""Argument checks shared by the kernels: every message names the argument, what came and what is needed."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+
+INT32 = (torch.int32,)
+INT = (torch.int32, torch.int64)
+
+
+def tensor(name: str, value, dtypes: Sequence[torch.dtype], least: Sequence[int], device: torch.device,
+           unit_stride: bool = False) -> None:
+    """A tensor of one of `dtypes`, at least `least` in every dimension, on `device`."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        needed = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name} must be {needed}, got {str(value.dtype).removeprefix('torch.')}")
+    if value.device != device:
+        raise ValueError(f"{name} must be on {device}, got {value.device}")
+    if value.dim() != len(least) or any(have < need for have, need in zip(value.shape, least)):
+        raise ValueError(f"{name} must be at least {tuple(least)}, got {tuple(value.shape)}")
+    if unit_stride and value.numel() > 1 and value.stride(-1) != 1:
+        raise ValueError(f"{name} must have unit stride, got stride {value.stride(-1)}")
+
+
+def own_cells(name: str, value: torch.Tensor) -> None:
+    """No two cells of an output at one address (an expanded view)."""
+    reach = 1
+    for size, stride in sorted(zip(value.shape, value.stride()), key=lambda d: d[1]):
+        if size > 1 and stride < reach:
+            raise ValueError(f"{name} is written, so its cells must not overlap; got strides {tuple(value.stride())} for "
+                             f"shape {tuple(value.shape)}")
+        reach += (size - 1) * stride
+
+
+def apart(outputs: dict[str, torch.Tensor], others: dict[str, torch.Tensor], may_alias=frozenset()) -> None:
+    """No output shares memory with another argument, except pairs in `may_alias` that are the very same memory."""
+    spans = sorted((*_span(t), n) for n, t in {**others, **outputs}.items() if t.numel())
+    reach, widest = -1, ""
+    for first, last, name in spans:
+        if first < reach and (name in outputs or widest in outputs):
+            pair = frozenset((_base(name), _base(widest)))
+            same = first == _span({**others, **outputs}[widest])[0]
+            if not (pair in may_alias and same):
+                raise ValueError(f"{name} and {widest} share memory, and must not")
+        if last > reach:
+            reach, widest = last, name
+
+
+def positive(name: str, value: int, least: int = 1) -> None:
+    """A host integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def same_count(**groups: Sequence) -> int:
+    """Every per-backend argument is a list of one length; returns it."""
+    counts = {}
+    for name, group in groups.items():
+        if not isinstance(group, (list, tuple)):
+            raise TypeError(f"{name} must be a list with one entry per backend, got {type(group).__name__}")
+        counts[name] = len(group)
+    first = next(iter(counts))
+    for name, count in counts.items():
+        if count != counts[first] or count == 0:
+            raise ValueError(f"{name} must have one entry per backend: it has {count}, {first} has {counts[first]}")
+    return counts[first]
+
+
+def _span(t: torch.Tensor) -> tuple[int, int]:
+    reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride()))
+    return t.data_ptr(), t.data_ptr() + (reach + 1) * t.element_size()
+
+
+def _base(name: str) -> str:
+    return name.split("[")[0]
+
+
+def known_device(device: torch.device) -> None:
+    """The device that the kernels are compiled for: CUDA, or the CPU in Triton's interpreter."""
+    interpreted = bool(triton.knobs.runtime.interpret)
+    if device.type != ("cpu" if interpreted else "cuda"):
+        wanted = "the CPU, where TRITON_INTERPRET=1 runs them" if interpreted else "a CUDA device"
+        raise ValueError(f"the tensors must be on {wanted}, got {device}")

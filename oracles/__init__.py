@@ -1,0 +1,1 @@
+"""What each transform must do: cases, contracts and slow oracles, one module per family."""

@@ -1,0 +1,32 @@
+"""What the families share: lengths that lean to the edges, and batch shapes."""
+
+from hypothesis import strategies as st
+
+SHORT_EDGES = (0, 1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
+LONG_EDGES = (2047, 2048, 2049, 4095, 4096, 4097, 65535, 65536, 65537, 131071, 131072, 131073, 2**20 - 1, 2**20)
+
+
+def around(*values: int) -> tuple[int, ...]:
+    """Each value with its neighbours, without negatives."""
+    return tuple(sorted({v + d for v in values for d in (-1, 0, 1) if v + d >= 0}))
+
+
+def lengths(*edges: int, least: int = 0, most: int = 300) -> st.SearchStrategy[int]:
+    """A length from `least` to `most`: small, at an edge (of `edges` or the usual ones), or anything."""
+    special = sorted(e for e in {*SHORT_EDGES, *LONG_EDGES, *edges} if least <= e <= most)
+    return st.one_of(st.integers(least, min(least + 9, most)), st.sampled_from(special), st.integers(least, most))
+
+
+def batch_floor() -> st.SearchStrategy[int]:
+    """The least number of requests to draw: mostly 2, so that most batches are ragged, and shrinking towards none."""
+    return st.sampled_from((0, 1) + (2,) * 14)
+
+
+def repeats(*block_sizes: int) -> st.SearchStrategy[int]:
+    """How often a batch is repeated: mostly once, now and then past a kernel's block of requests."""
+    return st.sampled_from((1,) * 29 + block_sizes)
+
+
+def spare() -> st.SearchStrategy[int]:
+    """Capacity that a captured buffer has beyond the batch."""
+    return st.sampled_from((0, 1, 0, 3))

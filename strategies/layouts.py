@@ -1,0 +1,53 @@
+"""Memory layouts: how each tensor of a case lies in memory, drawn in one go and shrinking to the default."""
+
+from hypothesis import strategies as st
+
+from harness.contract import Case, Contract, Role, base_name, tensors_of
+from harness.differential import Example
+from harness.layout import Layout, Place
+
+
+def places(contract: Contract, name: str) -> st.SearchStrategy[Place]:
+    """A layout kind, dtype and guarded end that the contract allows for one tensor."""
+    arg = contract.arg(name)
+    return st.builds(Place, kind=st.sampled_from(arg.layouts), dtype=st.sampled_from((None, *arg.dtypes[1:])),
+                     guard=st.sampled_from(("right", "left")))
+
+
+@st.composite
+def layouts(draw, case: Case) -> Layout:
+    """A few tensors out of the ordinary, all index inputs int32 or int64, memory shared where the contract allows it."""
+    contract = case.contract
+    names = sorted(tensors_of(case.arguments()))
+    if not names:
+        return Layout()
+    chosen = {}
+    if draw(st.booleans()):
+        chosen = {n: Place(dtype=contract.arg(n).dtypes[1]) for n in names if len(contract.arg(n).dtypes) > 1}
+    for name in draw(st.lists(st.sampled_from(names), max_size=6, unique=True)):
+        chosen[name] = draw(places(contract, name))
+    aliases = draw(_aliases(contract, names))
+    for pair in aliases:
+        for name in pair:
+            chosen.pop(name, None)
+    order = draw(st.sampled_from((0, 1, 2, 3, 17)))
+    return Layout(chosen, aliases, order)
+
+
+def _aliases(contract: Contract, names: list[str]) -> st.SearchStrategy[tuple]:
+    """Outputs that may lie on the memory of an input, or of the first backend's output."""
+    pairs = []
+    for name in names:
+        arg = contract.arg(name)
+        for other in names:
+            if arg.role is Role.OUT and other != name and base_name(other) in arg.may_alias:
+                if contract.arg(other).role is Role.IN or other.endswith("[0]") and not name.endswith("[0]"):
+                    pairs.append(((name, other),))
+    return st.sampled_from([(), (), (), *pairs]) if pairs else st.just(())
+
+
+@st.composite
+def examples(draw, cases: st.SearchStrategy[Case]) -> Example:
+    """A case with its layout and fill seed."""
+    case = draw(cases)
+    return Example((case,), draw(layouts(case)), draw(st.integers(0, 65535)))

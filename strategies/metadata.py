@@ -1,0 +1,82 @@
+"""Cases of the metadata family."""
+
+from hypothesis import strategies as st
+
+from oracles.metadata import Decode, DraftExtend, ExtendReq, Req, TargetVerify
+from strategies.common import around, batch_floor, lengths, repeats, spare
+
+PAGE_SIZES = (1, 64, 2, 16, 32, 128)
+FAR_WIDTH = 2**20
+
+
+@st.composite
+def _frame(draw) -> dict:
+    """Everything but the requests: page size, top-k, backends, table sizes, capacities."""
+    page_size = draw(st.sampled_from(PAGE_SIZES))
+    wide = page_size == 1 or draw(st.sampled_from((True, True, False)))
+    return dict(
+        repeat=draw(repeats(33)) if wide else 1,
+        page_size=page_size,
+        wide=wide,
+        index_topk=draw(st.sampled_from((2048, 64, 4, 1))),
+        backends=draw(st.sampled_from((1, 1, 2, 3, 4))),
+        max_extra=draw(st.sampled_from((0, 1, 63, 200))),
+        table_extra=draw(st.sampled_from((0, 1, 7, 130, FAR_WIDTH))),
+        spare=draw(spare()),
+        slots=draw(st.sampled_from((4, 5, 9, 4096))),
+        aligned=draw(st.booleans()),
+        shared=draw(st.sampled_from((False, False, True))),
+        content=draw(st.integers(0, 255)),
+    )
+
+
+def _lengths(frame: dict) -> st.SearchStrategy[int]:
+    edges = around(frame["page_size"], 2 * frame["page_size"], frame["index_topk"], 1024)
+    return lengths(*edges, most=2100 if frame["wide"] else 131073)
+
+
+def _slots(frame: dict) -> st.SearchStrategy[int]:
+    last = frame["slots"] - 1
+    return st.one_of(st.integers(0, min(last, 3)), st.just(last), st.integers(0, last))
+
+
+def _batch(draw, frame: dict, request: st.SearchStrategy, padding: st.SearchStrategy, most: int) -> tuple:
+    """Real requests own distinct slots; padded ones stand behind them on any slot, also another's."""
+    real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=most, unique_by=lambda r: r.slot))
+    return (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
+
+
+@st.composite
+def decode_metadata(draw, max_requests: int = 4) -> Decode:
+    """Ragged decode batches with zero-length requests and padded rows (length 1, stale slot)."""
+    frame = draw(_frame())
+    request = st.builds(Req, slot=_slots(frame), seq_len=_lengths(frame))
+    padding = st.builds(Req, slot=_slots(frame), seq_len=st.just(1))
+    return Decode(_batch(draw, frame, request, padding, max_requests), **frame)
+
+
+@st.composite
+def target_verify_metadata(draw, max_requests: int = 3) -> TargetVerify:
+    """Draft widths 1 to 8, with and without the two-dimensional lengths."""
+    frame = draw(_frame())
+    request = st.builds(Req, slot=_slots(frame), seq_len=_lengths(frame))
+    padding = st.builds(Req, slot=_slots(frame), seq_len=st.just(1))
+    batch = _batch(draw, frame, request, padding, max_requests)
+    return TargetVerify(batch, draft_tokens=draw(st.integers(1, 8)), ctx_lens=draw(st.booleans()), **frame)
+
+
+@st.composite
+def draft_extend_metadata(draw, max_requests: int = 4) -> DraftExtend:
+    """Ragged accept lengths (0 among them) and static widths; padded requests have fewer keys than query tokens."""
+    frame = draw(_frame())
+    width = draw(st.integers(1, 8))
+    static = draw(st.booleans())
+    extend = st.just(width) if static else st.integers(0, width)
+
+    def real(slot: int, new: int, prefix: int) -> ExtendReq:
+        return ExtendReq(slot, prefix + new, new)
+
+    request = st.builds(real, _slots(frame), extend, _lengths(frame))
+    padding = st.builds(ExtendReq, slot=_slots(frame), seq_len=st.just(1), extend_len=st.just(width))
+    batch = _batch(draw, frame, request, padding, max_requests)
+    return DraftExtend(batch, static=static, extend_extra=draw(st.sampled_from((0, 1))), **frame)

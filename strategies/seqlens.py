@@ -1,0 +1,55 @@
+"""Cases of the seqlens family."""
+
+from hypothesis import strategies as st
+
+from oracles.seqlens import CalPaddedTokens, CuSeqlens, NsaCacheSeqlens, Req, SeqlensExpand
+from strategies.common import around, batch_floor, lengths, repeats, spare
+
+EXTENDS = st.one_of(st.integers(0, 8), st.sampled_from((15, 16, 17, 127, 128, 129, 130, 300)))
+SEQ = lengths(*around(131072, 2**20), most=2**20)
+
+
+def requests() -> st.SearchStrategy[Req]:
+    """Prefixed (extend < seq), fresh (extend == seq), idle (extend 0), and padded requests (seq 1, extend = width)."""
+    prefixed = st.builds(lambda extend, prefix: Req(extend, prefix + extend), EXTENDS, SEQ)
+    fresh = EXTENDS.map(lambda n: Req(n, n))
+    padded = st.integers(1, 8).map(lambda width: Req(width, 1))
+    return st.one_of(prefixed, prefixed, fresh, padded)
+
+
+@st.composite
+def seqlens_expand(draw, max_requests: int = 5) -> SeqlensExpand:
+    """Ragged batches, empty ones, and batches longer than a block of requests."""
+    batch = draw(st.lists(requests(), min_size=draw(batch_floor()), max_size=max_requests))
+    return SeqlensExpand(tuple(batch), repeat=draw(repeats(65)), extra=draw(st.sampled_from((0, 1, 5))), spare=draw(spare()))
+
+
+def _bounded(draw, element: st.SearchStrategy[int], most: int) -> tuple[int, ...]:
+    return tuple(draw(st.lists(element, min_size=draw(batch_floor()), max_size=most)))
+
+
+@st.composite
+def cu_seqlens(draw, max_requests: int = 8) -> CuSeqlens:
+    """Lengths up to a million, zeros among them; now and then more than one block of 1,024."""
+    values = _bounded(draw, SEQ, max_requests)
+    many = draw(repeats(342, 1025)) if sum(values) * 1025 < 2**31 else 1
+    return CuSeqlens(values, many, draw(spare()))
+
+
+@st.composite
+def nsa_cache_seqlens(draw, max_requests: int = 8) -> NsaCacheSeqlens:
+    """Lengths around the top-k; no padding, padding, and fewer padded rows than rows."""
+    topk = draw(st.sampled_from((2048, 64, 1, 0)))
+    values = _bounded(draw, lengths(*around(topk), most=2**20), max_requests)
+    many = draw(repeats(342))
+    return NsaCacheSeqlens(values, many, topk, draw(st.sampled_from((0, 1, 4, 9, 1030))), draw(spare()))
+
+
+@st.composite
+def cal_padded_tokens(draw) -> CalPaddedTokens:
+    """1 to 8 data-parallel ranks, idle ones among them; every combination of parallel sizes."""
+    tokens = tuple(draw(st.lists(lengths(most=300), min_size=draw(st.sampled_from((1, 2, 2, 2))), max_size=8)))
+    return CalPaddedTokens(
+        tokens, draw(st.integers(0, len(tokens) - 1)), draw(st.sampled_from((1, 2, 3, 4, 8))),
+        draw(st.sampled_from((1, 2, 3, 4, 8))), draw(st.booleans()), draw(st.booleans()),
+    )
