@@ -103,6 +103,14 @@ def inputs(placed: Placed, observed: Observed) -> list[Found]:
     return found
 
 
+def written(placed: Placed, observed: Observed) -> str:
+    """The first tensor whose memory changed, or ''."""
+    for window, now in zip(placed.windows, observed.windows):
+        if (window.image != now).any():
+            return _tensor_at(placed, window.block)
+    return _tensor_at(placed, observed.stray[0][0]) if observed.stray else ""
+
+
 def redzones(placed: Placed, observed: Observed) -> list[Found]:
     """Check 3: the bytes before, after and between the rows of every tensor intact."""
     found = []

@@ -52,6 +52,7 @@ class WorkerOptions:
     subject: str = "kernels"
     device: str = "cpu"
     python: str = sys.executable
+    paths: tuple[str, ...] = ()
     run_limit: float = 20.0
     environment: dict = field(default_factory=dict)
 
@@ -92,7 +93,7 @@ class Worker:
                                          stderr=subprocess.STDOUT, env=environment)
         theirs.close()
         config = {"subject": self.options.subject, "device": self.options.device, "root": str(ROOT),
-                  "contracts": self._contracts}
+                  "paths": list(self.options.paths), "contracts": self._contracts}
         try:
             messages.send(self._control, config)
             return messages.receive(self._control, START_LIMIT)[0]
@@ -200,6 +201,7 @@ class Inline:
         from harness.worker import runner, subject
 
         self.options = options
+        sys.path[:0] = options.paths
         try:
             loaded = subject.Subject(options.subject, ROOT)
         except subject.SubjectError as error:

@@ -40,7 +40,7 @@ class Arg:
     per_backend: bool = False
     optional: str | None = None
     may_alias: tuple[str, ...] = ()
-    device: str = "device"
+    sets_size: bool = False  # its own length is the size that `shape` names
 
     def least_shape(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(sum(int(t) if t.strip().isdigit() else dims[t.strip()] for t in s.split("+")) for s in self.shape)
@@ -165,6 +165,6 @@ def tensors_of(arguments: Mapping[str, Any]) -> dict[str, Input | Output]:
     for name, value in arguments.items():
         if isinstance(value, (Input, Output)):
             flat[name] = value
-        elif isinstance(value, list) and value and isinstance(value[0], (Input, Output)):
-            flat.update({f"{name}[{b}]": t for b, t in enumerate(value)})
+        elif isinstance(value, list):
+            flat.update({f"{name}[{b}]": t for b, t in enumerate(value) if isinstance(t, (Input, Output))})
     return flat

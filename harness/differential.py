@@ -1,7 +1,7 @@
 """One example through everything: place it twice, run it on a worker, apply the five checks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness import checks, layout as layouts
@@ -20,6 +20,7 @@ class Example:
     steps: tuple[Case, ...]
     layout: Layout = field(default_factory=Layout)
     seed: int = 0
+    outside: str = ""  # the precondition that the example breaks on purpose
 
     @property
     def contract(self) -> Contract:
@@ -88,6 +89,23 @@ def check(example: Example, worker, rules: Mapping[str, str], options: CheckOpti
     return _unique(found)
 
 
+def harm(example: Example, reason: str, worker, rules: Mapping[str, str]) -> list[Found]:
+    """What a subject does outside its contract, where it may refuse (raise before it writes) or survive.
+
+    Surviving a broken precondition means that no memory is harmed, since no result is right; surviving an example that
+    only the subject declined means that the result is right.
+    """
+    broken = example.outside in {p.name for p in example.contract.preconditions}
+    options = CheckOptions(checks=("inputs", "redzones", "memory")) if broken else CheckOptions()
+    found = [f for f in check(example, worker, rules, options) if f.check != "raised" or f.wrote]
+    return [replace(f, check="unchecked", buffer=reason) for f in found[:1]]
+
+
+def replay(example: Example, worker, rules: Mapping[str, str]) -> list[Found]:
+    """What is wrong on a saved example, inside the contract or outside it."""
+    return harm(example, example.outside, worker, rules) if example.outside else check(example, worker, rules)
+
+
 def _interference(example, rules, first, second, known: set[str]) -> list[Found]:
     found = []
     for k, case in enumerate(example.steps):
@@ -123,7 +141,7 @@ def _run(example: Example, worker, rules, options: CheckOptions, run: int) -> tu
         step = reply["steps"][0]
         observed = layouts.observe(placed, [(b, o, bytes(d)) for (b, o), d in zip(step["changes"], data)])
         if step["raised"]:
-            return done, [_raised(step["raised"], k)]
+            return done, [_raised(step["raised"], k, checks.written(placed, observed))]
         found += [_at(f, k) for f in _inspect(placed, observed, step, case, rules, options)]
         done.append((placed, observed))
         prior = layouts.Prior(placed, observed)
@@ -147,9 +165,10 @@ def _at(found: Found, step: int) -> Found:
     return found if step == 0 else Found(found.check, found.buffer, f"step {step}: {found.sentence}", found.differences, step)
 
 
-def _raised(error: dict, step: int) -> Found:
-    return Found("raised", error["type"], f"raised {error['type']}: {error['message']}", step=step,
-                 traceback=error["traceback"])
+def _raised(error: dict, step: int, wrote: str) -> Found:
+    after = f" after it had written to {wrote}" if wrote else ""
+    return Found("raised", error["type"], f"raised {error['type']}{after}: {error['message']}", step=step,
+                 traceback=error["traceback"], wrote=wrote)
 
 
 def _check_host(example: Example, worker, rules) -> list[Found]:
@@ -164,7 +183,7 @@ def _check_host(example: Example, worker, rules) -> list[Found]:
         return [Found("fault", reply.kind, f"{reply.detail} of {case.contract.name}")]
     step = reply["steps"][0]
     if step["raised"]:
-        return [_raised(step["raised"], 0)]
+        return [_raised(step["raised"], 0, "")]
     want, got = expect(case.contract, arguments, rules), step["returned"]
     found = []
     if got != want or type(got) is not type(want):

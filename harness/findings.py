@@ -36,6 +36,7 @@ class Found:
     differences: tuple[Difference, ...] = field(default=())
     step: int = 0
     traceback: str = ""
+    wrote: str = ""
 
     @property
     def kind(self) -> tuple[str, str]:

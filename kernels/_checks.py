@@ -78,9 +78,11 @@ def _base(name: str) -> str:
     return name.split("[")[0]
 
 
-def known_device(device: torch.device) -> None:
-    """The device that the kernels are compiled for: CUDA, or the CPU in Triton's interpreter."""
-    interpreted = bool(triton.knobs.runtime.interpret)
-    if device.type != ("cpu" if interpreted else "cuda"):
-        wanted = "the CPU, where TRITON_INTERPRET=1 runs them" if interpreted else "a CUDA device"
-        raise ValueError(f"the tensors must be on {wanted}, got {device}")
+def device_of(name: str, value) -> torch.device:
+    """The device of the leading argument: CUDA, or the CPU where TRITON_INTERPRET=1 runs the kernels there."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    needed = "cpu" if triton.knobs.runtime.interpret else "cuda"
+    if value.device.type != needed:
+        raise ValueError(f"{name} must be on a {needed} device, got {value.device}")
+    return value.device

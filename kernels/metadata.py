@@ -212,9 +212,7 @@ def _check(inputs, outputs, bs, rows, max_len, topk, page_size, draft_tokens, ma
     for name, value, least in (("bs", bs, 0), ("max_len", max_len, 0), ("index_topk", topk, 0), ("page_size", page_size, 1)):
         checks.positive(name, value, least)
     backends = checks.same_count(**outputs)
-    if not isinstance(inputs["seq_lens"], torch.Tensor):
-        raise TypeError(f"seq_lens must be a tensor, got {type(inputs['seq_lens']).__name__}")
-    device = inputs["seq_lens"].device
+    device = checks.device_of("seq_lens", inputs["seq_lens"])
     for name, value in inputs.items():
         table = name == "req_to_token"
         checks.tensor(name, value, checks.INT32 if table else checks.INT, (1, max_len) if table else (bs,), device)
@@ -222,13 +220,13 @@ def _check(inputs, outputs, bs, rows, max_len, topk, page_size, draft_tokens, ma
     shapes = {"cache_seqlens": (bs,), "cu_seqlens_k": (bs + 1,), "seqlens_expanded": (rows,), "nsa_cache_seqlens": (rows,),
               "nsa_cu_seqlens_k": (rows + 1,), "page_table_1": (rows, max_len),
               "real_page_table": (rows, triton.cdiv(max_len, page_size)), "paged_mqa_ctx_lens_2d": (bs, draft_tokens)}
-    flat = {f"{n}[{b}]": t for n, group in outputs.items() for b, t in enumerate(group) if t is not None}
+    absent = {n for n in ("page_table_1", "real_page_table", "paged_mqa_ctx_lens_2d") if outputs.get(n, [None])[0] is None}
+    flat = {f"{n}[{b}]": t for n, group in outputs.items() if n not in absent for b, t in enumerate(group)}
     for name, value in flat.items():
         least = shapes[name.split("[")[0]]
         checks.tensor(name, value, checks.INT32, least, device, unit_stride=len(least) == 1)
         checks.own_cells(name, value)
     checks.apart(flat, inputs, may_alias)
-    checks.known_device(device)
     return backends
 
 

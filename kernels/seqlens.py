@@ -35,14 +35,13 @@ def seqlens_expand(*, extend_seq_lens, seq_lens, seqlens_expanded, total_len, ma
     Raises:
         TypeError, ValueError: an argument is not as above; nothing was written.
     """
-    bs, device = _length("extend_seq_lens", extend_seq_lens), extend_seq_lens.device
+    bs, device = _length("extend_seq_lens", extend_seq_lens), checks.device_of("extend_seq_lens", extend_seq_lens)
     checks.positive("total_len", total_len, 0)
     checks.tensor("extend_seq_lens", extend_seq_lens, checks.INT, (bs,), device)
     checks.tensor("seq_lens", seq_lens, checks.INT, (bs,), device)
     checks.tensor("seqlens_expanded", seqlens_expanded, checks.INT32, (total_len,), device, unit_stride=True)
     checks.own_cells("seqlens_expanded", seqlens_expanded)
     checks.apart({"seqlens_expanded": seqlens_expanded}, {"extend_seq_lens": extend_seq_lens, "seq_lens": seq_lens})
-    checks.known_device(device)
     if bs == 0:
         return
     _seqlens_expand[(bs,)](extend_seq_lens, seq_lens, seqlens_expanded, extend_seq_lens.stride(0), seq_lens.stride(0),
@@ -70,12 +69,11 @@ def cu_seqlens(*, seqlens, cu_seqlens):
     Raises:
         TypeError, ValueError: an argument is not as above; nothing was written.
     """
-    bs, device = _length("seqlens", seqlens), seqlens.device
+    bs, device = _length("seqlens", seqlens), checks.device_of("seqlens", seqlens)
     checks.tensor("seqlens", seqlens, checks.INT32, (bs,), device)
     checks.tensor("cu_seqlens", cu_seqlens, checks.INT32, (bs + 1,), device, unit_stride=True)
     checks.own_cells("cu_seqlens", cu_seqlens)
     checks.apart({"cu_seqlens": cu_seqlens}, {"seqlens": seqlens})
-    checks.known_device(device)
     _cu_seqlens[(1,)](seqlens, cu_seqlens, seqlens.stride(0), bs, BLOCK=1024)
 
 
@@ -103,7 +101,7 @@ def nsa_cache_seqlens(*, seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k, 
     Raises:
         TypeError, ValueError: an argument is not as above; nothing was written.
     """
-    rows, device = _length("seqlens_expanded", seqlens_expanded), seqlens_expanded.device
+    rows, device = _length("seqlens_expanded", seqlens_expanded), checks.device_of("seqlens_expanded", seqlens_expanded)
     checks.positive("index_topk", index_topk, 0)
     checks.positive("padded_rows", padded_rows, 0)
     padded = max(rows, padded_rows)
@@ -113,7 +111,6 @@ def nsa_cache_seqlens(*, seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k, 
         checks.tensor(name, value, checks.INT32, (least,), device, unit_stride=True)
         checks.own_cells(name, value)
     checks.apart({n: v for n, (v, _) in outputs.items()}, {"seqlens_expanded": seqlens_expanded})
-    checks.known_device(device)
     _nsa_cache_seqlens[(1,)](seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k, seqlens_expanded.stride(0), rows, padded,
                              index_topk, BLOCK=1024)
 

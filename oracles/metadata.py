@@ -54,7 +54,7 @@ class _Metadata(Case):
     backends    draft backends, each with buffers of its own
     wide        whether page_table_1 exists (page_size 1 needs it)
     max_extra   max_len beyond the longest request;   table_extra  req_to_token columns beyond max_len
-    spare       capacity of every output beyond what the batch needs, rows and columns
+    spare       capacity of every output beyond what the batch needs, rows and columns;   row_spare  rows on top of it
     slots       rows of req_to_token
     aligned     whether the tokens of a page are contiguous in it;   shared  whether all requests share their pages
     content     which table contents
@@ -69,6 +69,7 @@ class _Metadata(Case):
     max_extra: int = 0
     table_extra: int = 0
     spare: int = 0
+    row_spare: int = 0
     slots: int = 4
     aligned: bool = True
     shared: bool = False
@@ -114,10 +115,10 @@ class _Metadata(Case):
             "req_to_token": self.req_to_token(),
             "cache_seqlens": each(bs),
             "cu_seqlens_k": each(bs + 1),
-            "nsa_cache_seqlens": each(rows),
-            "nsa_cu_seqlens_k": each(rows + 1),
-            "page_table_1": each(rows, self.max_len()) if self.wide else absent,
-            "real_page_table": each(rows, self.pages()) if self.page_size > 1 else absent,
+            "nsa_cache_seqlens": each(rows + self.row_spare),
+            "nsa_cu_seqlens_k": each(rows + self.row_spare + 1),
+            "page_table_1": each(rows + self.row_spare, self.max_len()) if self.wide else absent,
+            "real_page_table": each(rows + self.row_spare, self.pages()) if self.page_size > 1 else absent,
             "bs": bs,
             "max_len": self.max_len(),
             "index_topk": self.index_topk,
@@ -225,7 +226,8 @@ class DraftExtend(_Metadata):
     def arguments(self) -> dict:
         arguments = super().arguments()
         arguments["extend_seq_lens"] = vector([r.extend_len for r in self.batch], self.spare)
-        arguments["seqlens_expanded"] = [Output((self.rows() + self.spare,)) for _ in range(self.backends)]
+        capacity = self.rows() + self.row_spare + self.spare
+        arguments["seqlens_expanded"] = [Output((capacity,)) for _ in range(self.backends)]
         arguments["total_len"] = self.total()
         arguments["max_extend_len"] = self.max_extend_len()
         arguments["static_extend_len"] = self.static
@@ -438,7 +440,8 @@ def _slot_outside(case):
 
 
 def _longer_than_max_len(case):
-    return replace(case, max_extra=-(case.max_len() // 2), table_extra=0) if case.max_len() >= 2 else None
+    longest = case.max_len() - case.max_extra
+    return replace(case, max_extra=-(longest // 2), table_extra=0) if longest >= 2 else None
 
 
 _PRECONDITIONS = (

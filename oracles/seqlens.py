@@ -117,7 +117,7 @@ SEQLENS_EXPAND = Contract(
     case=SeqlensExpand,
     oracle=seqlens_expand,
     args=(
-        Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES),
+        Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES, sets_size=True),
         Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request, new tokens included", ANY_STRIDES),
         Arg("seqlens_expanded", Role.OUT, ("rows",), INT32, "keys that each query token sees"),
     ),
@@ -191,7 +191,7 @@ CU_SEQLENS = Contract(
     case=CuSeqlens,
     oracle=cu_seqlens,
     args=(
-        Arg("seqlens", Role.IN, ("bs",), INT32, "lengths", ANY_STRIDES),
+        Arg("seqlens", Role.IN, ("bs",), INT32, "lengths", ANY_STRIDES, sets_size=True),
         Arg("cu_seqlens", Role.OUT, ("bs + 1",), INT32, "prefix sums"),
     ),
     preconditions=(
@@ -274,7 +274,7 @@ NSA_CACHE_SEQLENS = Contract(
     case=NsaCacheSeqlens,
     oracle=nsa_cache_seqlens,
     args=(
-        Arg("seqlens_expanded", Role.IN, ("rows",), INT32, "keys that each query token sees", ANY_STRIDES),
+        Arg("seqlens_expanded", Role.IN, ("rows",), INT32, "keys that each query token sees", ANY_STRIDES, sets_size=True),
         Arg("nsa_cache_seqlens", Role.OUT, ("padded",), INT32, "min(expanded, index_topk), then zeros"),
         Arg("nsa_cu_seqlens_k", Role.OUT, ("padded + 1",), INT32, "prefix sums of nsa_cache_seqlens"),
     ),

@@ -1,12 +1,15 @@
 """Cases of the metadata family."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from oracles.metadata import Decode, DraftExtend, ExtendReq, Req, TargetVerify
-from strategies.common import around, batch_floor, lengths, repeats, spare
+from strategies.common import around, batch_floor, lengths, spare
 
 PAGE_SIZES = (1, 64, 2, 16, 32, 128)
 FAR_WIDTH = 2**20
+REQUEST_BLOCK = 64  # batches longer than this cross a block of requests in our kernels
 
 
 @st.composite
@@ -15,7 +18,6 @@ def _frame(draw) -> dict:
     page_size = draw(st.sampled_from(PAGE_SIZES))
     wide = page_size == 1 or draw(st.sampled_from((True, True, False)))
     return dict(
-        repeat=draw(repeats(33)) if wide else 1,
         page_size=page_size,
         wide=wide,
         index_topk=draw(st.sampled_from((2048, 64, 4, 1))),
@@ -32,7 +34,7 @@ def _frame(draw) -> dict:
 
 def _lengths(frame: dict) -> st.SearchStrategy[int]:
     edges = around(frame["page_size"], 2 * frame["page_size"], frame["index_topk"], 1024)
-    return lengths(*edges, most=2100 if frame["wide"] else 131073)
+    return lengths(*edges, most=2100 if frame["wide"] else 4161)
 
 
 def _slots(frame: dict) -> st.SearchStrategy[int]:
@@ -43,7 +45,10 @@ def _slots(frame: dict) -> st.SearchStrategy[int]:
 def _batch(draw, frame: dict, request: st.SearchStrategy, padding: st.SearchStrategy, most: int) -> tuple:
     """Real requests own distinct slots; padded ones stand behind them on any slot, also another's."""
     real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=most, unique_by=lambda r: r.slot))
-    return (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
+    batch = (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
+    if draw(st.sampled_from((False,) * 49 + (True,))) and batch:
+        frame["repeat"] = -(-(REQUEST_BLOCK + 1) // len(batch))
+    return batch
 
 
 @st.composite
@@ -80,3 +85,50 @@ def draft_extend_metadata(draw, max_requests: int = 4) -> DraftExtend:
     padding = st.builds(ExtendReq, slot=_slots(frame), seq_len=st.just(1), extend_len=st.just(width))
     batch = _batch(draw, frame, request, padding, max_requests)
     return DraftExtend(batch, static=static, extend_extra=draw(st.sampled_from((0, 1))), **frame)
+
+
+# -- replays on the buffers of a captured case --------------------------------------------------------------------------
+
+
+@st.composite
+def _replayed(draw, captured, request: st.SearchStrategy, padding: st.SearchStrategy):
+    """As many requests as captured: some new, the rest padded; table widths as captured."""
+    count = len(captured.batch)
+    real = draw(st.lists(request, max_size=count, unique_by=lambda r: r.slot))
+    batch = (*real, *draw(st.lists(padding, min_size=count - len(real), max_size=count - len(real))))
+    case = replace(captured, requests=batch, repeat=1, max_extra=0, content=draw(st.integers(0, 255)))
+    return replace(case, max_extra=captured.max_len() - case.max_len())
+
+
+def _slot_of(captured) -> st.SearchStrategy[int]:
+    return _slots({"slots": captured.slots})
+
+
+def decode_metadata_replay(captured: Decode) -> st.SearchStrategy[Decode]:
+    """Another decode batch on the same buffers."""
+    most = captured.max_len()
+    request = st.builds(Req, slot=_slot_of(captured), seq_len=lengths(most=most))
+    padding = st.builds(Req, slot=_slot_of(captured), seq_len=st.just(min(1, most)))
+    return _replayed(captured, request, padding)
+
+
+def target_verify_metadata_replay(captured: TargetVerify) -> st.SearchStrategy[TargetVerify]:
+    """Another verify batch on the same buffers; the draft width is captured."""
+    most = captured.max_len() - captured.draft_tokens
+    request = st.builds(Req, slot=_slot_of(captured), seq_len=lengths(most=most))
+    padding = st.builds(Req, slot=_slot_of(captured), seq_len=st.just(min(1, most)))
+    return _replayed(captured, request, padding)
+
+
+@st.composite
+def draft_extend_metadata_replay(draw, captured: DraftExtend) -> DraftExtend:
+    """Another draft extend on the same buffers; with ragged accept lengths never more rows than captured."""
+    most = captured.max_len()
+    requests = []
+    for r in captured.batch:
+        extend = r.extend_len if captured.static else draw(st.integers(0, r.extend_len))
+        requests.append(ExtendReq(draw(_slot_of(captured)), draw(st.one_of(st.just(min(1, most)), lengths(most=most))), extend))
+    case = replace(captured, requests=tuple(requests), repeat=1, max_extra=0, extend_extra=0, row_spare=0,
+                   content=draw(st.integers(0, 255)))
+    return replace(case, max_extra=most - case.max_len(), row_spare=captured.row_spare + captured.rows() - case.rows(),
+                   extend_extra=captured.max_extend_len() - case.max_extend_len())

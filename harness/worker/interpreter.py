@@ -58,9 +58,9 @@ def scalar_and_vector_masks(interpreter) -> None:
     stock_load, stock_store = builder.create_masked_load, builder.create_masked_store
 
     def fitted(mask, like):
-        if mask.data.shape == like.data.shape:
+        if mask.data.shape == like.data.shape and mask.data.dtype == bool:
             return mask
-        return interpreter.TensorHandle(np.broadcast_to(mask.data, like.data.shape), mask.dtype)
+        return interpreter.TensorHandle(np.broadcast_to(mask.data, like.data.shape).astype(bool), mask.dtype)
 
     builder.create_masked_load = lambda self, p, mask, *rest: stock_load(self, p, fitted(mask, p), *rest)
     builder.create_masked_store = lambda self, p, value, mask, *rest: stock_store(self, p, value, fitted(mask, p), *rest)

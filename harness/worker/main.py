@@ -44,6 +44,7 @@ def main() -> None:
 def _preload(config: dict):
     if config["device"] == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
+    sys.path[:0] = config["paths"]
     import numpy
     import torch
     import triton

@@ -78,6 +78,8 @@ class Runner:
         first = block.address + view["start"] - view["storage_offset"] * itemsize
         shape, strides = view["shape"], view["strides"]
         reach = sum((n - 1) * s for n, s in zip(shape, strides)) + 1 + view["storage_offset"]
+        if "device" in view:
+            return torch.empty_strided(shape, strides, dtype=dtype, device=view["device"])
         if 0 in shape:
             return torch.empty(shape, dtype=dtype)
         raw = (ctypes.c_char * (reach * itemsize)).from_address(first)

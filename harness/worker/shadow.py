@@ -228,7 +228,7 @@ class Shadow:
                 self._report("race", slot, int(offsets[order[np.flatnonzero(twice)[0]]]), size)
         read_elsewhere = (readers >> np.uint64(32) == np.uint64(self._epoch)) & (readers != me)
         self._race(slot, (others | read_elsewhere) & changed, offsets, size)
-        block.writer.array[cells] = me
+        block.writer.array[cells[changed]] = me
 
     def _race(self, slot: int, lanes, offsets, size) -> None:
         if lanes.any():
@@ -271,7 +271,8 @@ def poison(dtype: np.dtype):
 def source_line() -> str:
     """The innermost line of kernel source on the stack: the first frame outside the tools below it."""
     if not _TOOLS:
-        _TOOLS.extend(os.path.dirname(sys.modules[m].__file__) + os.sep for m in ("triton", "numpy", __package__))
+        files = (sys.modules["triton"].__file__, np.__file__, __file__)
+        _TOOLS.extend(os.path.dirname(os.path.abspath(f)) + os.sep for f in files)
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename

@@ -1,0 +1,49 @@
+"""Find or make a Python that can run the suite. Standard library only: a fresh machine has nothing else."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PROBE = """
+import sys
+from importlib import metadata
+from re import match
+for need in sys.argv[1:]:
+    name, least = need.split(">=")
+    number = lambda text: [int(match("[0-9]*", part).group() or 0) for part in text.split(".")]
+    if number(metadata.version(name)) < number(least):
+        sys.exit(1)
+"""
+
+
+def requirements() -> list[str]:
+    """The dependencies that pyproject.toml declares."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+
+
+def suits(python: str) -> bool:
+    """Whether an interpreter has everything."""
+    return subprocess.run([python, "-c", PROBE, *requirements()], capture_output=True).returncode == 0
+
+
+def python() -> str:
+    """The running interpreter if it suits, else .venv, made on first use. pip's own configuration is honoured."""
+    if suits(sys.executable):
+        return sys.executable
+    inside = str(VENV / "bin" / "python")
+    if not (VENV.exists() and suits(inside)):
+        print(f"setting up {VENV.name} (once)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+        pip = [inside, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "ci" / "constraints.txt")]
+        # torch on its own first: with the pinned build there, nothing else pulls another.
+        subprocess.run([*pip, *(r for r in requirements() if r.startswith("torch>"))], check=True)
+        subprocess.run([*pip, *requirements()], check=True)
+    return inside
+
+
+def run(*arguments: str) -> int:
+    """Run the suite's Python with `arguments`; returns its exit status."""
+    return subprocess.run([python(), *arguments], cwd=ROOT).returncode

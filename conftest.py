@@ -1,0 +1,203 @@
+"""The doorway of pytest: options, header, the worker of each subject, and the verdict table.
+
+    pytest -n auto                                    everything, our own kernels
+    pytest --subject my_kernels.py -k decode          your kernel
+    pytest --subject sglang --subject-path DIR        an SGLang unpacked in DIR
+    pytest --profile gate -m gate                     the gate's lanes
+    pytest --inline --pdb -k seqlens_expand           one process, for a debugger
+
+PLUMBLINE_PROFILE and PLUMBLINE_SUBJECT stand for --profile and --subject where those are not given.
+"""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import registry
+from harness.campaign import PROFILES
+from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions
+from harness.verdicts import Row, exit_code, merged, write
+
+ROWS = pytest.StashKey[list]()
+WORKERS = pytest.StashKey[dict]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("plumbline")
+    group.addoption("--subject", action="append", help="whose kernels: kernels, eager, sglang, a .py file or a module")
+    group.addoption("--subject-python", default=sys.executable, help="the interpreter that holds the subjects")
+    group.addoption("--subject-path", action="append", default=[], help="a folder to import subjects from")
+    group.addoption("--variant", action="append", default=[], help="CONTRACT:RULE=CHOICE, over what the subject declares")
+    group.addoption("--profile", default=os.environ.get("PLUMBLINE_PROFILE", "quick"), help=", ".join(PROFILES))
+    group.addoption("--device", default="auto", help="cpu, cuda or auto")
+    group.addoption("--require-gpu", action="store_true", help="fail where there is no GPU")
+    group.addoption("--inline", action="store_true", help="run subjects in this process, for a debugger")
+    group.addoption("--report", type=Path, help="write summary.md and verdicts.json to this folder")
+
+
+def pytest_configure(config):
+    config.stash[ROWS], config.stash[WORKERS] = [], {}
+    if config.option.profile not in PROFILES:
+        raise pytest.UsageError(f"--profile {config.option.profile}: known are {', '.join(PROFILES)}")
+    if config.option.device not in ("auto", "cpu", "cuda"):
+        raise pytest.UsageError(f"--device {config.option.device}: known are auto, cpu, cuda")
+    if config.option.device == "cuda":
+        raise pytest.UsageError("--device cuda: this version runs kernels in Triton's interpreter only; use --device cpu")
+    if config.option.require_gpu:
+        raise pytest.UsageError("--require-gpu: this version has no GPU tier")
+    for text in config.option.variant:
+        _variant(text)
+
+
+def subjects(config) -> list[str]:
+    return config.option.subject or os.environ.get("PLUMBLINE_SUBJECT", "kernels").split(",")
+
+
+def _variant(text: str) -> tuple[str, str, str]:
+    """CONTRACT:RULE=CHOICE, checked against the declarations."""
+    name, _, rule = text.partition(":")
+    key, _, choice = rule.partition("=")
+    if name not in registry.contracts():
+        raise pytest.UsageError(f"--variant {text}: unknown contract {name!r}; known are {', '.join(registry.contracts())}")
+    try:
+        registry.contracts()[name].rules({key: choice})
+    except ValueError as error:
+        raise pytest.UsageError(f"--variant {text}: {error}") from None
+    return name, key, choice
+
+
+def header(config) -> list[str]:
+    """Everything a run depends on, so that a typo shows."""
+    versions = " ".join(f"{p} {_version(p)}" for p in ("numpy", "hypothesis", "pytest", "torch", "triton"))
+    gpu = "a GPU is here, but " if shutil.which("nvidia-smi") else ""
+    return [
+        f"plumbline {_project_version()}: profile {config.option.profile}, subjects {', '.join(subjects(config))}, "
+        f"variants {', '.join(config.option.variant) or 'as each subject declares'}",
+        f"device cpu (Triton's interpreter with shadow memory; {gpu}guard pages, CUDA graphs and compute-sanitizer left out)",
+        f"python {sys.version.split()[0]} {versions}",
+        "environment " + (" ".join(f"{k}={v}" for k, v in sorted(os.environ.items())
+                                   if k.startswith(("PLUMBLINE_", "HYPOTHESIS_", "TRITON_"))) or "none of ours set"),
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not here)"
+
+
+def _project_version() -> str:
+    import tomllib
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def pytest_report_header(config):
+    return header(config)
+
+
+def pytest_generate_tests(metafunc):
+    """`transform` runs over the module's FAMILY, `subject` over --subject."""
+    if "transform" in metafunc.fixturenames:
+        family = metafunc.module.FAMILY
+        metafunc.parametrize("transform", [n for n, c in registry.contracts().items() if c.family == family])
+    if "subject" in metafunc.fixturenames:
+        names = subjects(metafunc.config)
+        metafunc.parametrize("subject", names, ids=[Path(n).stem for n in names])
+
+
+class Session:
+    """What a test needs of the run: workers by subject, the profile, the chosen variants."""
+
+    def __init__(self, config):
+        self.config = config
+        self.profile = PROFILES[config.option.profile]
+
+    def worker(self, subject: str, limit: float = 20.0):
+        """The worker that holds a subject, started once per test process."""
+        workers = self.config.stash[WORKERS]
+        if subject not in workers:
+            options = WorkerOptions(subject, python=self.config.option.subject_python,
+                                    paths=tuple(self.config.option.subject_path), run_limit=limit)
+            kind = Inline if self.config.option.inline else Worker
+            workers[subject] = kind(options, list(registry.contracts().values()))
+        return workers[subject]
+
+    def rules(self, subject: str, transform: str) -> dict[str, str]:
+        """The subject's variant, with --variant on top."""
+        chosen = dict(self.worker(subject).describe[transform]["variant"])
+        for name, key, choice in map(_variant, self.config.option.variant):
+            if name == transform:
+                chosen[key] = choice
+        return registry.contracts()[transform].rules(chosen)
+
+
+@pytest.fixture(scope="session")
+def session(pytestconfig) -> Session:
+    return Session(pytestconfig)
+
+
+def pytest_unconfigure(config):
+    for worker in config.stash.get(WORKERS, {}).values():
+        worker.close()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """An error of use or of the suite is one line, not a traceback."""
+    report = (yield).get_result()
+    if call.excinfo is not None and call.excinfo.errisinstance((UsageError, InfraError)):
+        label = "ERROR" if call.excinfo.errisinstance(UsageError) else "INFRA"
+        report.longrepr = f"{label}  {call.excinfo.value}"
+        if "subject" in getattr(item, "funcargs", {}) and "transform" in item.funcargs:
+            row = Row(item.funcargs["subject"], item.funcargs["transform"], "infra", "INFRA", notes=[str(call.excinfo.value)])
+            report.user_properties.append(("verdict", row.dump()))
+
+
+def pytest_runtest_logreport(report):
+    """Collect verdicts from this process, or from the xdist workers."""
+    for name, value in report.user_properties if report.when == "call" else ():
+        if name == "verdict":
+            _rows.append(Row.load(value))
+
+
+_rows: list[Row] = []
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not _rows or hasattr(config, "workerinput"):
+        return
+    for line in table(_rows):
+        terminalreporter.write_line(line)
+    if config.option.report:
+        write(config.option.report, _rows, header(config))
+
+
+def table(rows) -> list[str]:
+    """The verdict table as text, and the notes under it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for column, justify in (("subject", "left"), ("transform", "left"), ("examples", "right"), ("degenerate", "right"),
+                            ("unsupported", "right"), ("checks", "left"), ("seconds", "right"), ("verdict", "left")):
+        shown.add_column(column, justify=justify, no_wrap=True)
+    for r in merged(rows):
+        shown.add_row(Path(r.subject).stem, r.transform, str(r.counted), str(r.degenerate), str(r.unsupported), r.checks,
+                      f"{r.seconds:.1f}", r.verdict)
+    console = Console(width=160, no_color=True, highlight=False)
+    with console.capture() as capture:
+        console.print(shown)
+    lines = ["", *(line.rstrip() for line in capture.get().splitlines())]
+    return lines + [f"  {r.subject} {r.transform}: {note}" for r in merged(rows) for note in r.notes]
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """A usage error of a subject is exit 2, like every other one."""
+    if not hasattr(session.config, "workerinput") and _rows and exit_code(_rows) == 2:
+        session.exitstatus = 2 if exitstatus in (0, 1) else exitstatus

@@ -1,0 +1,223 @@
+"""A differential campaign: one contract of one subject against its oracle, until the budget is spent or bugs are found."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis.errors import Flaky
+from hypothesis.strategies import SearchStrategy
+
+from harness import casefile
+from harness.client import ROOT
+from harness.contract import Contract
+from harness.differential import Example, check, harm
+from harness.findings import CheckOptions, Finding, Found, finding_type
+
+RERUNS = 20
+MOST_KINDS = 6
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much a campaign tries. `counted` examples are distinct, supported, and have at least 2 requests."""
+
+    name: str
+    counted: int
+    derandomize: bool
+    database: bool = False
+
+    @property
+    def most(self) -> int:
+        return 2 * self.counted + 40
+
+
+PROFILES = {
+    "quick": Profile("quick", 60, derandomize=True),
+    "gate": Profile("gate", 220, derandomize=True),
+    "dev": Profile("dev", 100, derandomize=False, database=True),
+    "nightly": Profile("nightly", 4000, derandomize=False, database=True),
+}
+
+
+@dataclass
+class Report:
+    """One bug: the finding on its shrunk example, and the case file that replays it."""
+
+    found: Found
+    example: Example
+    path: Path
+    intermittent: str = ""
+
+
+@dataclass
+class Outcome:
+    """What a campaign did and found."""
+
+    counted: int = 0
+    degenerate: int = 0
+    unsupported: int = 0
+    seconds: float = 0.0
+    reports: list[Report] = field(default_factory=list)
+    also: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def verdict(self) -> str:
+        if not self.reports:
+            return "PASS"
+        return "DEFECT" if any(not r.intermittent for r in self.reports) else "INTERMITTENT"
+
+
+class _Abort(BaseException):
+    """Carries an error of the suite past Hypothesis, which would try to shrink it."""
+
+
+class Campaign:
+    """Searches, shrinks and reports. Each round looks past the kinds of bug that earlier rounds reported."""
+
+    def __init__(self, contract: Contract, worker, rules: Mapping[str, str], strategy: SearchStrategy[Example],
+                 profile: Profile, options: CheckOptions = CheckOptions(), folder: Path = ROOT / "failures"):
+        self.contract, self.worker, self.rules, self.strategy = contract, worker, rules, strategy
+        self.profile, self.options, self.folder = profile, options, folder
+        self.outcome = Outcome()
+        self._seen: set[str] = set()
+        self._known: set[tuple[str, str]] = set()
+        self._failed: tuple[Example, Found] | None = None
+        self._inflight = folder / f"inflight-{os.getpid()}.json"
+
+    def run(self) -> Outcome:
+        """Everything there is to find within the budget.
+
+        Raises:
+            InfraError: the worker could not be started or answered nonsense.
+        """
+        started = time.monotonic()
+        try:
+            for _ in range(MOST_KINDS):
+                fresh = self._round()
+                self.outcome.reports += fresh
+                self._known |= {r.found.kind for r in fresh}
+                if not fresh:
+                    break
+        finally:
+            self._inflight.unlink(missing_ok=True)
+            self.outcome.seconds = time.monotonic() - started
+        self.outcome.also -= self._known
+        return self.outcome
+
+    def _round(self) -> list[Report]:
+        self._failed = None
+        try:
+            self._search()
+        except _Abort as abort:
+            raise abort.args[0] from None
+        except Flaky:
+            return [self._intermittent()]
+        except Finding as finding:
+            return [self._report(finding)]
+        except BaseExceptionGroup as group:
+            findings, rest = group.split(Finding)
+            if rest is not None:
+                raise rest from None
+            return [self._report(f) for f in _leaves(findings)]
+        return []
+
+    def _search(self) -> None:
+        def one(example: Example) -> None:
+            self._try(example)
+
+        one.__name__ = f"{self.worker.options.subject}_{self.contract.name}"
+        phases = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
+        profile = settings(
+            max_examples=self.profile.most, derandomize=self.profile.derandomize, deadline=None, phases=phases,
+            verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=True,
+            database=settings.default.database if self.profile.database else None,
+        )
+        profile(given(example=self.strategy)(one))()
+
+    def _try(self, example: Example) -> None:
+        """Run one example and raise its first finding that was not reported yet."""
+        done = self.outcome.counted >= self.profile.counted and self._failed is None
+        if done and not self._known:
+            return
+        try:
+            example, found = self._judge(example)
+        except Exception as error:  # the suite's own fault: Hypothesis must not shrink it
+            raise _Abort(error) from error
+        fresh = [f for f in found if f.kind not in self._known]
+        self.outcome.also |= {f.kind for f in fresh}
+        if fresh:
+            self._failed = (example, fresh[0])
+            raise finding_type(*fresh[0].kind)(fresh[0], example)
+
+    def _judge(self, example: Example) -> tuple[Example, list[Found]]:
+        """What is wrong on one example, if the subject takes it."""
+        fresh = self._first_time(example)
+        if self._refusal(example):
+            self.outcome.unsupported += fresh
+            return example, []
+        self._count(example, fresh)
+        return example, self._check(example, self.options)
+
+    def _check(self, example: Example, options: CheckOptions) -> list[Found]:
+        casefile.write(self._inflight, self._document(example, None))
+        return check(example, self.worker, self.rules, options)
+
+    def _first_time(self, example: Example) -> bool:
+        key = repr((example.steps, example.layout, example.seed))
+        fresh = key not in self._seen
+        self._seen.add(key)
+        return fresh
+
+    def _refusal(self, example: Example) -> str:
+        """Why the subject says that it does not take an example, or ''."""
+        if not self.worker.describe[self.contract.name]["selective"]:
+            return ""
+        return self.worker.supports(self.contract.family, [casefile.encode_call(example)])[0]
+
+    def _count(self, example: Example, fresh: bool) -> None:
+        if fresh and not self._known:
+            if max(case.batch_size() for case in example.steps) >= 2:
+                self.outcome.counted += 1
+            else:
+                self.outcome.degenerate += 1
+
+    def _document(self, example: Example, found: Found | None) -> dict:
+        return casefile.document(example, self.rules, self.worker.options.subject, self.worker.versions, found)
+
+    def _report(self, finding: Finding, intermittent: str = "") -> Report:
+        content = self._document(finding.example, finding.found)
+        path = self.folder / f"{self.contract.name}-{content['digest'][:8]}.json"
+        return Report(finding.found, finding.example, casefile.write(path, content), intermittent)
+
+    def _intermittent(self) -> Report:
+        """A finding that did not come back: kept, rerun, and reported as k of N."""
+        example, found = self._failed
+        hits = 0
+        for _ in range(RERUNS):
+            hits += any(f.kind == found.kind for f in self._judge(example)[1])
+        return self._report(finding_type(*found.kind)(found, example), f"{hits}/{RERUNS}")
+
+
+class OutsideCampaign(Campaign):
+    """Looks outside the contract: broken preconditions, and examples that the subject says it does not take."""
+
+    def _judge(self, example: Example) -> tuple[Example, list[Found]]:
+        fresh = self._first_time(example)
+        declined = self._refusal(example)
+        reason = example.outside or declined
+        if not reason or (example.outside and declined):
+            return example, []
+        self._count(example, fresh)
+        casefile.write(self._inflight, self._document(example, None))
+        return replace(example, outside=reason), harm(example, reason, self.worker, self.rules)
+
+
+def _leaves(group: BaseExceptionGroup) -> list[Finding]:
+    found = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+

@@ -1,0 +1,143 @@
+"""Case files: one example as JSON, replayable anywhere. Data only: loading one builds frozen dataclasses, nothing else."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+
+from harness import registry
+from harness.contract import Case
+from harness.differential import Example
+from harness.findings import Found
+from harness.layout import Layout, Place
+
+FORMAT_VERSION = 1
+
+
+class CaseFileError(ValueError):
+    """A file that is no case of a format this version reads."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a case file holds."""
+
+    example: Example
+    variant: Mapping[str, str]
+    subject: str
+    finding: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+def encode(value):
+    """A case as JSON values; dataclasses carry their type's name."""
+    if is_dataclass(value):
+        shown = {f.name: encode(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != f.default}
+        return {"type": type(value).__name__, **shown}
+    if isinstance(value, (tuple, list)):
+        return [encode(v) for v in value]
+    return value
+
+
+def encode_layout(layout: Layout) -> dict:
+    return {
+        "places": {n: {"kind": p.kind, "dtype": p.dtype, "guard": p.guard} for n, p in sorted(layout.places.items())},
+        "aliases": [list(pair) for pair in layout.aliases],
+    }
+
+
+def encode_call(example: Example) -> dict:
+    """The first step as a subject's `supports(case)` sees it."""
+    return {"contract": example.contract.name, "case": encode_full(example.steps[0]), "layout": encode_layout(example.layout)}
+
+
+def encode_full(case) -> dict:
+    """A case with every field, defaults included."""
+    return {f.name: [encode_full(v) if is_dataclass(v) else v for v in value] if isinstance(value, tuple) else value
+            for f in fields(case) for value in [getattr(case, f.name)]}
+
+
+def document(example: Example, variant: Mapping[str, str], subject: str, versions: Mapping[str, str],
+             found: Found | None) -> dict:
+    """Everything that a case file holds, ready for JSON."""
+    body = {
+        "format_version": FORMAT_VERSION,
+        "contract": example.contract.name,
+        "variant": dict(variant),
+        "steps": [encode(case) for case in example.steps],
+        "layout": encode_layout(example.layout),
+        "program_order": example.layout.order,
+        "fills": {"hash": "splitmix64", "seed": example.seed},
+        "outside": example.outside,
+    }
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    finding = {"check": found.check, "buffer": found.buffer, "sentence": found.sentence} if found else {}
+    return {**body, "subject": subject, "versions": dict(versions), "finding": finding, "digest": digest}
+
+
+def write(path: Path, content: dict) -> Path:
+    """Write a case file so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n")
+    part.replace(path)
+    return path
+
+
+def read(path: Path) -> Saved:
+    """Load a case file.
+
+    Raises:
+        CaseFileError: not a case file, a newer format, an unknown contract or field, or contents that were edited.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CaseFileError(f"{path}: not readable as a case file ({error})") from None
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise CaseFileError(f"{path}: not a case file (no format_version)")
+    if content["format_version"] != FORMAT_VERSION:
+        raise CaseFileError(f"{path}: format_version {content['format_version']}; this version reads {FORMAT_VERSION}")
+    try:
+        return _decode(path, content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CaseFileError(f"{path}: incomplete or malformed ({type(error).__name__}: {error})") from None
+
+
+def _decode(path, content: dict) -> Saved:
+    contract = registry.contracts().get(content["contract"])
+    if contract is None:
+        raise CaseFileError(f"{path}: unknown contract {content['contract']!r}; known are {', '.join(registry.contracts())}")
+    steps = tuple(_build(path, step, contract.case) for step in content["steps"])
+    places = {n: Place(p["kind"], p["dtype"], p["guard"]) for n, p in content["layout"]["places"].items()}
+    aliases = tuple((a, b) for a, b in content["layout"]["aliases"])
+    example = Example(steps, Layout(places, aliases, int(content["program_order"])), int(content["fills"]["seed"]),
+                      content["outside"])
+    saved = Saved(example, content["variant"], content["subject"], content["finding"], content["versions"])
+    again = document(example, saved.variant, saved.subject, saved.versions, None)
+    if again["digest"] != content["digest"]:
+        raise CaseFileError(f"{path}: its digest does not match its contents")
+    return saved
+
+
+def _build(path, value: dict, expected: type[Case]):
+    """A case or one of its requests: only frozen dataclasses of the module that declares the case are built."""
+    name = value["type"]
+    kind = expected if name == expected.__name__ else getattr(sys.modules[expected.__module__], name, None)
+    if not (isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == expected.__module__):
+        raise CaseFileError(f"{path}: {expected.__module__} has no case type {name!r}")
+    given = {k: _value(path, v, expected) for k, v in value.items() if k != "type"}
+    unknown = sorted(set(given) - {f.name for f in fields(kind)})
+    if unknown:
+        raise CaseFileError(f"{path}: {name} has no field {unknown[0]!r}")
+    return kind(**given)
+
+
+def _value(path, value, expected: type[Case]):
+    if isinstance(value, list):
+        return tuple(_value(path, v, expected) for v in value)
+    if isinstance(value, dict):
+        return _build(path, value, expected)
+    return value

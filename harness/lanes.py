@@ -1,0 +1,83 @@
+"""The gate's lanes as test bodies: run a campaign, record its verdict, fail with the findings and nothing else."""
+
+from dataclasses import replace
+
+import pytest
+
+from harness import registry, rendering
+from harness.campaign import Campaign, OutsideCampaign, Outcome
+from harness.contract import Kind
+from harness.findings import CheckOptions
+from harness.verdicts import INFRA, NOT_PROVIDED, UNCHECKED, Row
+
+SHORT = {"states": "cells", "inputs": "inputs", "redzones": "red zones", "interference": "interference", "memory": "memory"}
+
+
+def inside(session, subject: str, transform: str, strategy, record_property) -> None:
+    """Everything inside the contract; any finding fails."""
+    row = _campaign(session, subject, transform, "inside", strategy, session.profile, record_property)
+    if row and row.verdict == INFRA:
+        pytest.fail(f"INFRA  {transform}: {row.notes[-1]}", pytrace=False)
+
+
+def replays(session, subject: str, transform: str, strategy, record_property) -> None:
+    """Several calls on the same buffers, a third of the budget: each example is several calls."""
+    profile = replace(session.profile, counted=session.profile.counted // 3)
+    _campaign(session, subject, transform, "replays", strategy, profile, record_property)
+
+
+def _campaign(session, subject: str, transform: str, lane: str, strategy, profile, record_property) -> Row | None:
+    contract = registry.contracts()[transform]
+    worker = session.worker(subject)
+    row = Row(subject, transform, lane, NOT_PROVIDED, checks=_checks(contract))
+    if not worker.describe[transform]["provided"]:
+        row.notes += [m for m in [worker.describe[transform]["missing"]] if m and lane == "inside"]
+        _record(record_property, row)
+        return None
+    outcome = Campaign(contract, worker, session.rules(subject, transform), strategy, profile).run()
+    _fill(row, outcome)
+    if lane == "inside" and outcome.verdict == "PASS" and outcome.counted == 0:
+        row.verdict = INFRA
+        row.notes.append("no example was tried" + (f": the subject declined all {outcome.unsupported}" if outcome.unsupported else ""))
+    _record(record_property, row)
+    if outcome.reports:
+        pytest.fail(_text(session, subject, transform, outcome), pytrace=False)
+    return row
+
+
+def outside(session, subject: str, transform: str, strategy, record_property) -> None:
+    """Beyond the contract: informative, except for our own kernels, which must refuse or survive everything."""
+    contract = registry.contracts()[transform]
+    worker = session.worker(subject)
+    if not worker.describe[transform]["provided"]:
+        _record(record_property, Row(subject, transform, "outside", NOT_PROVIDED))
+        return
+    outcome = OutsideCampaign(contract, worker, session.rules(subject, transform), strategy, session.profile).run()
+    row = Row(subject, transform, "outside", UNCHECKED, seconds=outcome.seconds)
+    row.notes = [f"UNCHECKED PRECONDITION ({r.found.buffer}): {r.found.sentence}; {rendering.shown_path(r.path)}"
+                 for r in outcome.reports]
+    _record(record_property, row)
+    if outcome.reports and subject == "kernels":
+        pytest.fail(_text(session, subject, transform, outcome), pytrace=False)
+
+
+def _checks(contract) -> str:
+    if contract.kind is Kind.HOST:
+        return "result, inputs"
+    return "all 5" if set(CheckOptions().checks) == set(SHORT) else ", ".join(SHORT[c] for c in CheckOptions().checks)
+
+
+def _fill(row: Row, outcome: Outcome) -> None:
+    row.counted, row.degenerate, row.unsupported = outcome.counted, outcome.degenerate, outcome.unsupported
+    row.seconds, row.verdict = outcome.seconds, outcome.verdict
+    row.notes += [f"{r.found.sentence}; {rendering.shown_path(r.path)}" for r in outcome.reports]
+    row.notes += [f"also seen, not shrunk: {check} ({buffer})" for check, buffer in sorted(outcome.also)]
+
+
+def _text(session, subject: str, transform: str, outcome: Outcome) -> str:
+    rules = session.rules(subject, transform)
+    return "\n\n".join(rendering.finding(transform, rules, r) for r in outcome.reports)
+
+
+def _record(record_property, row: Row) -> None:
+    record_property("verdict", row.dump())
