@@ -103,7 +103,7 @@ def pytest_report_header(config):
 
 def pytest_generate_tests(metafunc):
     """`transform` runs over the module's FAMILY, `subject` over --subject."""
-    if "transform" in metafunc.fixturenames:
+    if "transform" in metafunc.fixturenames and hasattr(metafunc.module, "FAMILY"):
         family = metafunc.module.FAMILY
         metafunc.parametrize("transform", [n for n, c in registry.contracts().items() if c.family == family])
     if "subject" in metafunc.fixturenames:

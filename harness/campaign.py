@@ -1,6 +1,7 @@
 """A differential campaign: one contract of one subject against its oracle, until the budget is spent or bugs are found."""
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,9 @@ from harness.contract import Contract
 from harness.differential import Example, check, harm
 from harness.findings import CheckOptions, Finding, Found, finding_type
 
-RERUNS = 20
+CONFIRM, RERUNS = 4, 20
 MOST_KINDS = 6
+LATER_ROUND_SECONDS = 8.0  # rounds that look past known bugs; a known hang or crash makes each of their examples dear
 
 
 @dataclass(frozen=True)
@@ -109,26 +111,28 @@ class Campaign:
 
     def _round(self) -> list[Report]:
         self._failed = None
+        self._deadline = time.monotonic() + LATER_ROUND_SECONDS if self._known else float("inf")
         try:
             self._search()
         except _Abort as abort:
             raise abort.args[0] from None
         except Flaky:
-            return [self._intermittent()]
+            return [self._confirmed(*self._failed)]
         except Finding as finding:
-            return [self._report(finding)]
+            return [self._confirmed(finding.example, finding.found)]
         except BaseExceptionGroup as group:
             findings, rest = group.split(Finding)
             if rest is not None:
                 raise rest from None
-            return [self._report(f) for f in _leaves(findings)]
+            return [self._confirmed(f.example, f.found) for f in _leaves(findings)]
         return []
 
     def _search(self) -> None:
         def one(example: Example) -> None:
             self._try(example)
 
-        one.__name__ = f"{self.worker.options.subject}_{self.contract.name}"
+        # Hypothesis keys its database and its derandomized seed on the name.
+        one.__name__ = "check_" + re.sub(r"\W", "_", f"{Path(self.worker.options.subject).stem}_{self.contract.name}")
         phases = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
         profile = settings(
             max_examples=self.profile.most, derandomize=self.profile.derandomize, deadline=None, phases=phases,
@@ -139,8 +143,8 @@ class Campaign:
 
     def _try(self, example: Example) -> None:
         """Run one example and raise its first finding that was not reported yet."""
-        done = self.outcome.counted >= self.profile.counted and self._failed is None
-        if done and not self._known:
+        spent = self.outcome.counted >= self.profile.counted and not self._known
+        if self._failed is None and (spent or time.monotonic() > self._deadline):
             return
         try:
             example, found = self._judge(example)
@@ -187,18 +191,18 @@ class Campaign:
     def _document(self, example: Example, found: Found | None) -> dict:
         return casefile.document(example, self.rules, self.worker.options.subject, self.worker.versions, found)
 
-    def _report(self, finding: Finding, intermittent: str = "") -> Report:
-        content = self._document(finding.example, finding.found)
+    def _confirmed(self, example: Example, found: Found) -> Report:
+        """Write the case file; a finding that does not come back every time is rerun and reported as k of N."""
+        hits = sum(self._again(example, found) for _ in range(1 if found.check == "fault" else CONFIRM))
+        intermittent = ""
+        if hits < (1 if found.check == "fault" else CONFIRM):
+            intermittent = f"{sum(self._again(example, found) for _ in range(RERUNS))}/{RERUNS}"
+        content = self._document(example, found)
         path = self.folder / f"{self.contract.name}-{content['digest'][:8]}.json"
-        return Report(finding.found, finding.example, casefile.write(path, content), intermittent)
+        return Report(found, example, casefile.write(path, content), intermittent)
 
-    def _intermittent(self) -> Report:
-        """A finding that did not come back: kept, rerun, and reported as k of N."""
-        example, found = self._failed
-        hits = 0
-        for _ in range(RERUNS):
-            hits += any(f.kind == found.kind for f in self._judge(example)[1])
-        return self._report(finding_type(*found.kind)(found, example), f"{hits}/{RERUNS}")
+    def _again(self, example: Example, found: Found) -> bool:
+        return any(f.kind == found.kind for f in self._judge(example)[1])
 
 
 class OutsideCampaign(Campaign):

@@ -44,7 +44,7 @@ class Limits:
     hung: bool = False
 
     def now(self) -> float:
-        return min(self.run, max(1.0, 20 * self.slowest)) if self.hung else self.run
+        return min(self.run, max(0.3, 20 * self.slowest)) if self.hung else self.run
 
 
 @dataclass
@@ -144,6 +144,18 @@ class Worker:
         self._drop_channel()
         self._control.sendall(json.dumps({"op": "reap", "pid": self._pid, "kill": kill}).encode())
         return self._answer()["status"]
+
+    @property
+    def child(self) -> int:
+        """The process that holds the subject now."""
+        if self._channel is None:
+            self._fork()
+        return self._pid
+
+    def restart_child(self) -> None:
+        """Forget whatever earlier calls left in the subject's process."""
+        if self._channel is not None:
+            self._reap(kill=True)
 
     def supports(self, family: str, cases: list[dict]) -> list[str]:
         """For each case the subject's reason not to take it, or ''."""

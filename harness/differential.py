@@ -31,10 +31,6 @@ class Example:
         return steps if repr(self.layout) == "default" else f"{steps}  # layout: {self.layout!r}"
 
 
-class OracleError(Exception):
-    """The oracle itself is wrong or inconsistent: a fault of the suite."""
-
-
 def expect(contract: Contract, arguments: dict[str, Any], rules: Mapping[str, str]) -> dict[str, Cells] | Any:
     """What the oracle says about a call: `Cells` per output tensor, or a host function's result."""
     outputs: dict[str, Cells] = {}

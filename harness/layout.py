@@ -19,7 +19,7 @@ DENSE_LIMIT = 1 << 20  # larger blocks are described by windows instead of one i
 SLACK_WINDOW = 4096  # cells of slack that are filled beside the live cells of a sparse block
 FAR_ELEMENTS = 1 << 31  # a `far` tensor's last row starts just past this element
 
-READ, WRITE, INIT, INSIDE = 1, 2, 4, 8  # what the shadow memory lets a cell do
+WRITE, INIT = 1, 2  # what the shadow memory lets a cell do; a cell without INIT must not be read
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class _Builder:
         """Tell the shadow memory what each run of cells may be used for."""
         view = self.views[name]
         if isinstance(tensor, Input):
-            may = {Region.LIVE: READ | INIT, Region.SLACK: READ | INIT, Region.FORBIDDEN: 0}
+            may = {Region.LIVE: INIT, Region.SLACK: INIT, Region.FORBIDDEN: 0}
             extra = WRITE if role is Role.INOUT else 0
             spans = [(s.start, s.stop, may[s.region] | (extra if s.region is Region.LIVE else 0)) for s in tensor.spans]
         else:
@@ -279,7 +279,7 @@ class _Builder:
         for start, stop, flags in spans:
             for lo, hi in _by_row(start, stop, view.columns):
                 step = view.strides[-1] * view.dtype.itemsize
-                self.access.append((view.block, view.byte_of(lo), hi - lo, step, flags | INSIDE))
+                self.access.append((view.block, view.byte_of(lo), hi - lo, step, flags))
 
 
 def strides_of(kind: str, tensor) -> tuple[tuple[int, ...], int]:

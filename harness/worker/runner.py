@@ -47,7 +47,7 @@ class Runner:
         arguments = {n: _argument(a, tensors) for n, a in step["arguments"].items()}
         function = self.subject.function(header["family"], header["transform"])
         self.shadow.order = header["order"]
-        self.shadow.begin(_granules(memory), memory["access"], header["rules"])
+        self.shadow.begin(_views(memory), memory["access"], header["rules"])
         reply = {"raised": None, "returned": None}
         phase("run")
         try:
@@ -86,11 +86,12 @@ class Runner:
         return torch.frombuffer(raw, dtype=dtype).as_strided(shape, strides, view["storage_offset"])
 
 
-def _granules(memory: dict) -> list[int]:
-    sizes = [8] * len(memory["blocks"])
+def _views(memory: dict) -> list[list[dict]]:
+    """The tensors on each block."""
+    views: list[list[dict]] = [[] for _ in memory["blocks"]]
     for view in memory["tensors"].values():
-        sizes[view["block"]] = min(sizes[view["block"]], _TORCH[view["dtype"]].itemsize)
-    return sizes
+        views[view["block"]].append({**view, "itemsize": _TORCH[view["dtype"]].itemsize})
+    return views
 
 
 def _argument(spec: dict, tensors: dict):

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import arena as arena_module
 
-READ, WRITE, INIT, INSIDE = 1, 2, 4, 8
+WRITE, INIT = 1, 2
 RULES = ("read-outside", "write-outside", "read-forbidden", "write-input", "uninitialised", "race", "grid")
 MOST_FINDINGS = 32
 _SPARSE = 1 << 22
@@ -47,8 +47,8 @@ class _Marks:
 
 
 class _Block:
-    def __init__(self, address: int, size: int, granule: int):
-        self.address, self.shift = address, granule.bit_length() - 1
+    def __init__(self, address: int, size: int, granule: int, views: list[dict]):
+        self.address, self.shift, self.views = address, granule.bit_length() - 1, views
         self.count = size >> self.shift
         self.flags = _Marks(self.count, np.uint8)
         self.writer = self.reader = None
@@ -56,6 +56,19 @@ class _Block:
     def track(self) -> None:
         if self.writer is None:
             self.writer, self.reader = _Marks(self.count, np.uint64), _Marks(self.count, np.uint64)
+
+    def inside(self, offsets: np.ndarray) -> np.ndarray:
+        """Which byte offsets are the first byte of a cell of some tensor on this block."""
+        found = np.zeros(len(offsets), dtype=bool)
+        for view in self.views:
+            element, rest = np.divmod(offsets - view["start"], view["itemsize"])
+            good = rest == 0
+            for size, stride in zip(view["shape"], view["strides"]):
+                index = np.minimum(element // stride, size - 1) if stride else 0
+                good &= element >= 0
+                element = element - index * stride
+            found |= good & (element == 0)
+        return found
 
     def free(self) -> None:
         for marks in (self.flags, self.writer, self.reader):
@@ -82,11 +95,12 @@ class Shadow:
 
     # -- a call -----------------------------------------------------------------------------------------------------
 
-    def begin(self, granules: list[int], access: list[list[int]], rules) -> None:
-        """Start watching a call on the arena's blocks. `access` holds (block, byte, count, step, flags) runs."""
+    def begin(self, views: list[list[dict]], access: list[list[int]], rules) -> None:
+        """Start watching a call. `views` are the tensors on each of the arena's blocks, `access` what their cells may be
+        used for: runs of (block, byte, count, step, flags)."""
         self.end()
         self.rules, self.findings = frozenset(rules), []
-        self._blocks = [_Block(b.address, b.size, g) for b, g in zip(self._arena.blocks, granules)]
+        self._blocks = [_Block(b.address, b.size, min(v["itemsize"] for v in on), on) for b, on in zip(self._arena.blocks, views)]
         for block, byte, count, step, flags in access:
             target = self._blocks[block]
             first = byte >> target.shift
@@ -176,17 +190,10 @@ class Shadow:
             mapped = (cells >= 0) & (cells < block.count)
             flags = np.zeros(len(cells), dtype=np.uint8)
             flags[mapped] = block.flags.array[cells[mapped]]
+            needed = (WRITE | INIT if atomic else WRITE) if writing else INIT
             wrong = np.zeros(len(cells), dtype=bool)
-            if writing:
-                wrong |= self._break(slot, "write-outside", (flags & INSIDE) == 0, offsets, size)
-                wrong |= self._break(slot, "write-input", ((flags & INSIDE) != 0) & ((flags & WRITE) == 0), offsets, size)
-            if not writing or atomic:
-                outside = (flags & INSIDE) == 0
-                if not writing:
-                    wrong |= self._break(slot, "read-outside", outside, offsets, size)
-                unread = ~outside & ((flags & INIT) == 0)
-                wrong |= self._break(slot, "uninitialised", unread & ((flags & WRITE) != 0), offsets, size)
-                wrong |= self._break(slot, "read-forbidden", unread & ((flags & WRITE) == 0), offsets, size)
+            if ((flags & needed) != needed).any():
+                wrong = self._broken(block, slot, flags, offsets, offsets + part, size, writing, atomic)
             if block.writer is not None and "race" in self.rules:
                 good = np.flatnonzero(mapped & ~wrong & ((flags & WRITE) != 0))
                 self._order(block, slot, cells[good], offsets[good], size, addresses[good],
@@ -196,6 +203,21 @@ class Shadow:
                 block.flags.array[cells[good]] |= INIT
             bad |= wrong
         return bad
+
+    def _broken(self, block: _Block, slot: int, flags, offsets, bytes_, size: int, writing: bool, atomic: bool):
+        """Which lanes break a rule, when some cell does not allow the access."""
+        writable, initialised = (flags & WRITE) != 0, (flags & INIT) != 0
+        inside = block.inside(bytes_)
+        wrong = np.zeros(len(flags), dtype=bool)
+        if writing:
+            wrong |= self._break(slot, "write-outside", ~inside & ~writable, offsets, size)
+            wrong |= self._break(slot, "write-input", inside & ~writable, offsets, size)
+        else:
+            wrong |= self._break(slot, "read-outside", ~inside & ~initialised, offsets, size)
+            wrong |= self._break(slot, "read-forbidden", inside & ~initialised & ~writable, offsets, size)
+        if not writing or atomic:
+            wrong |= self._break(slot, "uninitialised", writable & ~initialised, offsets, size)
+        return wrong
 
     def _break(self, slot: int, rule: str, lanes, offsets, size: int):
         """Record the first of `lanes` under `rule`; a rule that is off lets the lanes through."""

@@ -1,0 +1,77 @@
+"""The interpreter's blind spots: what the shims close, and what stays blind and is therefore judged elsewhere.
+
+A spot that stays blind is asserted too: the day Triton mends it, the test fails and the README's table gets shorter.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "blind_spots.py"
+
+
+def answers(python: str, *arguments: str) -> dict:
+    done = subprocess.run([python, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def shimmed(pytestconfig):
+    return answers(pytestconfig.option.subject_python)
+
+
+@pytest.fixture(scope="module")
+def stock(pytestconfig):
+    return answers(pytestconfig.option.subject_python, "--stock")
+
+
+def test_loop_bounds_may_come_from_memory(shimmed):
+    assert shimmed["loop_bound"] == 6
+
+
+def test_masked_lanes_without_other_are_poison_and_not_zero(shimmed, stock):
+    assert stock["masked_lane"] == [1, 1, 0, 0]
+    assert shimmed["masked_lane"] == [1, 1, 0x5A5A5A5A, 0x5A5A5A5A]
+
+
+def test_a_scalar_and_a_vector_condition_make_a_mask(shimmed):
+    assert shimmed["mixed_mask"] == [1, 2, 3, 0]
+
+
+def test_stock_triton_fails_just_where_a_shim_is(stock):
+    version = tuple(int(part) for part in stock["triton"].split(".")[:2])
+    assert (stock["loop_bound"] == 6) == (version >= (3, 7))
+    assert (stock["mixed_mask"] == [1, 2, 3, 0]) == (version < (3, 9))
+
+
+def test_overflow_in_masked_off_lanes_is_no_alarm(shimmed):
+    assert shimmed["masked_overflow"] == [0, 2**30, 0, 0]
+
+
+def test_32_bit_products_wrap_as_on_hardware(shimmed):
+    assert shimmed["wrapped_product"] == 65536
+
+
+def test_launches_that_hardware_refuses_are_reported(shimmed):
+    refused = {grid: rules for grid, rules in shimmed["grids"].items() if rules}
+    assert refused == {"(0,)": ["grid"], "(1, 65536)": ["grid"], "(1, 1, 65536)": ["grid"]}
+
+
+def test_blind_loop_indices_are_python_integers_and_never_wrap(shimmed):
+    assert shimmed["loop_index"] == 2 * (2**31 - 1)
+
+
+def test_blind_bf16_arithmetic_is_wrong(shimmed):
+    assert shimmed["bf16"] != 3.0
+
+
+def test_the_suite_never_imports_torch_or_triton():
+    loaded = "import sys, harness.gate, harness.lanes, harness.replay, strategies.domain, strategies.sessions\n"
+    loaded += "from harness import registry; registry.contracts()\n"
+    loaded += "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'triton', 'cuda'}))"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, cwd=SCRIPT.parents[2])
+    assert done.stdout.strip() == "[]", done.stderr

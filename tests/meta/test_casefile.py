@@ -1,0 +1,69 @@
+"""Case files: they round-trip, and nothing but data of a known format gets in."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import casefile, registry
+from harness.differential import Example
+from oracles.seqlens import Req, SeqlensExpand
+from strategies import domain, sessions
+
+CONTRACTS = registry.contracts()
+
+
+@given(st.sampled_from(sorted(CONTRACTS)).flatmap(lambda n: domain.outside(CONTRACTS[n])))
+def test_every_example_survives_the_file(tmp_path_factory, example):
+    path = tmp_path_factory.mktemp("case") / "case.json"
+    casefile.write(path, casefile.document(example, example.contract.rules(), "kernels", {"torch": "2"}, None))
+    assert casefile.read(path).example == example
+
+
+@given(sessions.replays(CONTRACTS["draft_extend_metadata"]))
+def test_sessions_survive_the_file(tmp_path_factory, example):
+    path = tmp_path_factory.mktemp("case") / "case.json"
+    casefile.write(path, casefile.document(example, {}, "kernels", {}, None))
+    assert casefile.read(path).example == example
+
+
+@pytest.fixture
+def content():
+    return casefile.document(Example((SeqlensExpand((Req(1, 2),)),)), {"clamp": "zero"}, "kernels", {}, None)
+
+
+def refused(tmp_path, content) -> str:
+    path = tmp_path / "case.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(casefile.CaseFileError) as error:
+        casefile.read(path)
+    return str(error.value)
+
+
+def test_a_newer_format_is_refused(tmp_path, content):
+    assert "format_version 2; this version reads 1" in refused(tmp_path, {**content, "format_version": 2})
+
+
+def test_an_edited_case_is_refused(tmp_path, content):
+    content["steps"][0]["requests"][0]["seq_len"] = 3
+    assert "digest" in refused(tmp_path, content)
+
+
+def test_only_the_familys_case_types_are_built(tmp_path, content):
+    content["steps"][0]["type"] = "Path"
+    assert "no case type 'Path'" in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"contract": "nothing"}, "unknown contract"), ({"steps": None}, "malformed"), ({"layout": {}}, "incomplete"),
+])
+def test_malformed_files_are_refused(tmp_path, content, change, says):
+    assert says in refused(tmp_path, {**content, **change})
+
+
+def test_unknown_fields_and_other_files_are_refused(tmp_path, content):
+    content["steps"][0]["colour"] = 1
+    assert "no field 'colour'" in refused(tmp_path, content)
+    assert "not readable" in refused(tmp_path, "{")
+    assert "no format_version" in refused(tmp_path, "{}")

@@ -1,0 +1,73 @@
+"""Planted faults, found by the ordinary campaign with the ordinary strategies, and blamed on the right tensor."""
+
+import pytest
+
+from harness import casefile, registry
+from harness.campaign import PROFILES, Campaign
+from strategies import domain
+
+FOUND_BY_SEARCH = [
+    ("off_by_one", "seqlens_expand", "states", "seqlens_expanded"),
+    ("unwritten", "cu_seqlens", "states", "cu_seqlens"),
+    ("stale_when_larger", "cu_seqlens", "states", "cu_seqlens"),
+    ("tail_written", "decode_metadata", "states", "page_table_1"),
+    ("pitch_from_shape", "decode_metadata", "memory", "page_table_1 write-outside"),
+    ("read_past_row", "decode_metadata", "memory", "req_to_token read-forbidden"),
+    ("slack_matters", "decode_metadata", "states", "cache_seqlens"),
+    ("write_past_end", "cu_seqlens", "memory", "cu_seqlens write-outside"),
+    ("jump", "cu_seqlens", "memory", "seqlens write-input"),
+    ("write_input", "seqlens_expand", "inputs", "seq_lens"),
+    ("gap_written", "decode_metadata", "redzones", "page_table_1"),
+    ("uninitialised", "cu_seqlens", "memory", "cu_seqlens uninitialised"),
+    ("race", "cu_seqlens", "memory", "cu_seqlens race"),
+    ("int32_wrap", "decode_metadata", "memory", "req_to_token read-outside"),
+    ("wrong_slot", "decode_metadata", "states", "page_table_1"),
+    ("cu0_clobbered", "cu_seqlens", "states", "cu_seqlens"),
+    ("empty_grid", "cu_seqlens", "memory", "grid"),
+    ("raises", "cu_seqlens", "raised", "RuntimeError"),
+    ("segfault", "cu_seqlens", "fault", "died"),
+    ("quiet_exit", "cu_seqlens", "fault", "died"),
+    ("endless_loop", "cu_seqlens", "fault", "hang"),
+]
+SELFCHECK = {"off_by_one", "tail_written", "write_past_end", "write_input", "gap_written", "race", "segfault"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "transform", "check", "buffer"),
+    [pytest.param(*row, id=row[0], marks=[pytest.mark.selfcheck] * (row[0] in SELFCHECK)) for row in FOUND_BY_SEARCH],
+)
+def test_found_and_blamed(fault, transform, check, buffer, planted, tmp_path):
+    contract = registry.contracts()[transform]
+    campaign = Campaign(contract, planted(fault), contract.rules(), domain.of(contract), PROFILES["gate"], folder=tmp_path)
+    outcome = campaign.run()
+    kinds = {r.found.kind: r for r in outcome.reports}
+    assert (check, buffer) in kinds, (list(kinds), outcome.also)
+    report = kinds[check, buffer]
+    assert max(case.batch_size() for case in report.example.steps) <= 2
+    assert casefile.read(report.path).example == report.example
+
+
+def test_two_independent_faults_are_both_reported(planted, tmp_path):
+    contract = registry.contracts()["decode_metadata"]
+    campaign = Campaign(contract, planted("two_faults"), contract.rules(), domain.of(contract), PROFILES["quick"],
+                        folder=tmp_path)
+    kinds = {r.found.kind for r in campaign.run().reports}
+    assert {("states", "nsa_cache_seqlens"), ("states", "page_table_1")} <= kinds
+
+
+def test_a_fault_that_comes_and_goes_is_reported_as_k_of_n(planted, tmp_path):
+    contract = registry.contracts()["cu_seqlens"]
+    campaign = Campaign(contract, planted("sometimes"), contract.rules(), domain.of(contract), PROFILES["quick"], folder=tmp_path)
+    outcome = campaign.run()
+    assert outcome.verdict == "INTERMITTENT"
+    hits, runs = outcome.reports[0].intermittent.split("/")
+    assert 0 < int(hits) < int(runs) == 20
+
+
+def test_an_honest_subject_passes(planted, tmp_path):
+    contract = registry.contracts()["cu_seqlens"]
+    outcome = Campaign(contract, planted("honest_sum"), contract.rules(), domain.of(contract), PROFILES["quick"],
+                       folder=tmp_path).run()
+    assert (outcome.verdict, outcome.reports) == ("PASS", [])
+    assert outcome.counted >= 60
+    assert not list(tmp_path.iterdir())
