@@ -188,7 +188,8 @@ def table(rows) -> list[str]:
                             ("unsupported", "right"), ("checks", "left"), ("seconds", "right"), ("verdict", "left")):
         shown.add_column(column, justify=justify, no_wrap=True)
     for r in merged(rows):
-        shown.add_row(Path(r.subject).stem, r.transform, str(r.counted), str(r.degenerate), str(r.unsupported), r.checks,
+        label = "eager (oracle cross-check)" if r.subject == "eager" else Path(r.subject).stem
+        shown.add_row(label, r.transform, str(r.counted), str(r.degenerate), str(r.unsupported), r.checks,
                       f"{r.seconds:.1f}", r.verdict)
     console = Console(width=160, no_color=True, highlight=False)
     with console.capture() as capture:

@@ -19,17 +19,20 @@ from harness.findings import CheckOptions, Finding, Found, finding_type
 
 CONFIRM, RERUNS = 4, 20
 MOST_KINDS = 6
-LATER_ROUND_SECONDS = 8.0  # rounds that look past known bugs; a known hang or crash makes each of their examples dear
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How much a campaign tries. `counted` examples are distinct, supported, and have at least 2 requests."""
+    """How much a campaign tries. `counted` examples are distinct, supported, and have at least 2 requests.
+
+    `later_seconds` bounds each round that looks past the bugs found so far: a known hang or crash makes examples dear.
+    """
 
     name: str
     counted: int
     derandomize: bool
     database: bool = False
+    later_seconds: float = 8.0
 
     @property
     def most(self) -> int:
@@ -37,10 +40,10 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile("quick", 60, derandomize=True),
+    "quick": Profile("quick", 60, derandomize=True, later_seconds=4.0),
     "gate": Profile("gate", 220, derandomize=True),
     "dev": Profile("dev", 100, derandomize=False, database=True),
-    "nightly": Profile("nightly", 4000, derandomize=False, database=True),
+    "nightly": Profile("nightly", 4000, derandomize=False, database=True, later_seconds=120.0),
 }
 
 
@@ -111,7 +114,7 @@ class Campaign:
 
     def _round(self) -> list[Report]:
         self._failed = None
-        self._deadline = time.monotonic() + LATER_ROUND_SECONDS if self._known else float("inf")
+        self._deadline = time.monotonic() + self.profile.later_seconds if self._known else float("inf")
         try:
             self._search()
         except _Abort as abort:

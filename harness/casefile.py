@@ -66,7 +66,7 @@ def document(example: Example, variant: Mapping[str, str], subject: str, version
         "format_version": FORMAT_VERSION,
         "contract": example.contract.name,
         "variant": dict(variant),
-        "steps": [encode(case) for case in example.steps],
+        "steps": [{"contract": case.contract.name, "case": encode(case)} for case in example.steps],
         "layout": encode_layout(example.layout),
         "program_order": example.layout.order,
         "fills": {"hash": "splitmix64", "seed": example.seed},
@@ -107,10 +107,7 @@ def read(path: Path) -> Saved:
 
 
 def _decode(path, content: dict) -> Saved:
-    contract = registry.contracts().get(content["contract"])
-    if contract is None:
-        raise CaseFileError(f"{path}: unknown contract {content['contract']!r}; known are {', '.join(registry.contracts())}")
-    steps = tuple(_build(path, step, contract.case) for step in content["steps"])
+    steps = tuple(_build(path, step["case"], _contract(path, step["contract"]).case) for step in content["steps"])
     places = {n: Place(p["kind"], p["dtype"], p["guard"]) for n, p in content["layout"]["places"].items()}
     aliases = tuple((a, b) for a, b in content["layout"]["aliases"])
     example = Example(steps, Layout(places, aliases, int(content["program_order"])), int(content["fills"]["seed"]),
@@ -120,6 +117,12 @@ def _decode(path, content: dict) -> Saved:
     if again["digest"] != content["digest"]:
         raise CaseFileError(f"{path}: its digest does not match its contents")
     return saved
+
+
+def _contract(path, name: str):
+    if name not in registry.contracts():
+        raise CaseFileError(f"{path}: unknown contract {name!r}; known are {', '.join(registry.contracts())}")
+    return registry.contracts()[name]
 
 
 def _build(path, value: dict, expected: type[Case]):

@@ -15,9 +15,10 @@ class Role(str, Enum):
 
 
 class Kind(str, Enum):
+    """What a call is. A session is no kind of contract: it is an example of several steps on the same outputs."""
+
     BUFFER = "buffer"  # fills tensors in place
     HOST = "host"  # a function of host values that returns a host value
-    SESSION = "session"  # several calls of a buffer transform on the same persistent outputs
 
 
 INT = ("int32", "int64")
@@ -116,7 +117,8 @@ class Contract:
     """A transform: its name (upstream's), arguments, rules and oracle.
 
     `oracle` is called by keyword with every argument: live values for inputs, `Cells` for outputs (lists of them for
-    arguments per backend), host values as they are, and `variant`, the chosen rules.
+    arguments per backend; those of an inout argument hold its live values as `before`), host values as they are, and
+    `variant`, the chosen rules.
     """
 
     name: str

@@ -36,7 +36,7 @@ def expect(contract: Contract, arguments: dict[str, Any], rules: Mapping[str, st
     outputs: dict[str, Cells] = {}
 
     def cells(name: str, tensor: Output | Input) -> Cells:
-        outputs[name] = Cells(tensor.shape)
+        outputs[name] = Cells(tensor.shape, tensor.view() if isinstance(tensor, Input) else None)
         return outputs[name]
 
     given = {}
@@ -46,12 +46,10 @@ def expect(contract: Contract, arguments: dict[str, Any], rules: Mapping[str, st
             given[name] = value
         elif isinstance(value, list):
             given[name] = [None if t is None else cells(f"{name}[{b}]", t) for b, t in enumerate(value)]
-        elif arg.role is Role.OUT:
-            given[name] = cells(name, value)
-        elif arg.role is Role.INOUT:
-            given[name] = (value.view(), cells(name, value))
-        else:
+        elif arg.role is Role.IN:
             given[name] = value.view()
+        else:
+            given[name] = cells(name, value)
     result = contract.oracle(**given, variant=dict(rules))
     return result if contract.kind is Kind.HOST else outputs
 
@@ -69,19 +67,38 @@ def wire_arguments(arguments: dict[str, Any]) -> dict[str, dict]:
     return wired
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step's case with what is computed from it once: its arguments, and what the oracle expects."""
+
+    case: Case
+    arguments: dict[str, Any]
+    expected: Any
+
+
+def _steps(example: Example, rules: Mapping[str, str], states_matter: bool) -> list[_Step]:
+    steps = []
+    for case in example.steps:
+        arguments = case.arguments()
+        steps.append(_Step(case, arguments, expect(case.contract, arguments, rules) if states_matter else None))
+    return steps
+
+
 def check(example: Example, worker, rules: Mapping[str, str], options: CheckOptions = CheckOptions()) -> list[Found]:
     """Everything that is wrong with a subject on one example, most direct findings first."""
-    contract = example.contract
-    if contract.kind is Kind.HOST:
+    if example.contract.kind is Kind.HOST:
         return _check_host(example, worker, rules)
-    first, found = _run(example, worker, rules, options, run=0)
+    steps = _steps(example, rules, bool({"states", "interference"} & set(options.checks)))
+    first, found = _run(example, steps, worker, options, run=0)
     if found and found[0].check in ("raised", "fault"):
         return found
     if "interference" in options.checks:
-        second, later = _run(example, worker, rules, options, run=1)
+        second, later = _run(example, steps, worker, options, run=1)
         found += [f for f in later if f.check in ("raised", "fault", "memory")]
         if len(second) == len(first):
-            found += _interference(example, rules, first, second, {f.kind[1] for f in found if f.check == "states"})
+            known = {f.buffer for f in found if f.check == "states"}
+            for step, a, b in zip(steps, first, second):
+                found += [f for f in checks.interference(a, b, step.expected, step.case) if f.buffer not in known]
     return _unique(found)
 
 
@@ -102,14 +119,6 @@ def replay(example: Example, worker, rules: Mapping[str, str]) -> list[Found]:
     return harm(example, example.outside, worker, rules) if example.outside else check(example, worker, rules)
 
 
-def _interference(example, rules, first, second, known: set[str]) -> list[Found]:
-    found = []
-    for k, case in enumerate(example.steps):
-        expected = expect(case.contract, case.arguments(), rules)
-        found += [f for f in checks.interference(first[k], second[k], expected, case) if f.buffer not in known]
-    return found
-
-
 def _unique(found: list[Found]) -> list[Found]:
     seen: dict[tuple[str, str], Found] = {}
     for f in found:
@@ -117,13 +126,14 @@ def _unique(found: list[Found]) -> list[Found]:
     return list(seen.values())
 
 
-def _run(example: Example, worker, rules, options: CheckOptions, run: int) -> tuple[list[tuple[Placed, Observed]], list[Found]]:
+def _run(example: Example, steps: list[_Step], worker, options: CheckOptions,
+         run: int) -> tuple[list[tuple[Placed, Observed]], list[Found]]:
     """Run every step once; each step of a session starts from what the one before left in the outputs."""
     done: list[tuple[Placed, Observed]] = []
     found: list[Found] = []
     prior = None
-    for k, case in enumerate(example.steps):
-        arguments = case.arguments()
+    for k, planned in enumerate(steps):
+        case, arguments = planned.case, planned.arguments
         placed = layouts.place(case.contract, arguments, example.layout, example.seed, run, prior)
         memory, blobs = placed.request()
         header = {
@@ -138,18 +148,18 @@ def _run(example: Example, worker, rules, options: CheckOptions, run: int) -> tu
         observed = layouts.observe(placed, [(b, o, bytes(d)) for (b, o), d in zip(step["changes"], data)])
         if step["raised"]:
             return done, [_raised(step["raised"], k, checks.written(placed, observed))]
-        found += [_at(f, k) for f in _inspect(placed, observed, step, case, rules, options)]
+        found += [_at(f, k) for f in _inspect(placed, observed, step, planned, options)]
         done.append((placed, observed))
         prior = layouts.Prior(placed, observed)
     return done, found
 
 
-def _inspect(placed, observed, step: dict, case: Case, rules, options: CheckOptions) -> list[Found]:
+def _inspect(placed, observed, reply: dict, step: _Step, options: CheckOptions) -> list[Found]:
     found = []
     if "memory" in options.checks:
-        found += checks.memory(placed, step["findings"])
+        found += checks.memory(placed, reply["findings"])
     if "states" in options.checks:
-        found += checks.states(placed, observed, expect(case.contract, case.arguments(), rules), case)
+        found += checks.states(placed, observed, step.expected, step.case)
     if "inputs" in options.checks:
         found += checks.inputs(placed, observed)
     if "redzones" in options.checks:

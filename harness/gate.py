@@ -30,7 +30,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments().parse_args(given)
-    common = [sys.executable, "-m", "pytest", "-q", "-n", options.workers, f"--device={options.device}"]
+    common = [sys.executable, "-m", "pytest", "-q", "-n", options.workers, "--dist=worksteal", f"--device={options.device}"]
     common += ["--require-gpu"] if options.require_gpu else []
     print("self-check: the planted faults", flush=True)
     if subprocess.run([*common, "-m", "selfcheck", "tests/meta"], cwd=ROOT).returncode != 0:

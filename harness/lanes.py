@@ -21,8 +21,8 @@ def inside(session, subject: str, transform: str, strategy, record_property) -> 
 
 
 def replays(session, subject: str, transform: str, strategy, record_property) -> None:
-    """Several calls on the same buffers, a third of the budget: each example is several calls."""
-    profile = replace(session.profile, counted=session.profile.counted // 3)
+    """Several calls on the same buffers, a fifth of the budget: each example is several calls."""
+    profile = replace(session.profile, counted=session.profile.counted // 5)
     _campaign(session, subject, transform, "replays", strategy, profile, record_property)
 
 
@@ -46,13 +46,14 @@ def _campaign(session, subject: str, transform: str, lane: str, strategy, profil
 
 
 def outside(session, subject: str, transform: str, strategy, record_property) -> None:
-    """Beyond the contract: informative, except for our own kernels, which must refuse or survive everything."""
+    """Beyond the contract, a quarter of the budget: informative, except for our own kernels, which must refuse or survive everything."""
     contract = registry.contracts()[transform]
     worker = session.worker(subject)
     if not worker.describe[transform]["provided"]:
         _record(record_property, Row(subject, transform, "outside", NOT_PROVIDED))
         return
-    outcome = OutsideCampaign(contract, worker, session.rules(subject, transform), strategy, session.profile).run()
+    profile = replace(session.profile, counted=session.profile.counted // 4)
+    outcome = OutsideCampaign(contract, worker, session.rules(subject, transform), strategy, profile).run()
     row = Row(subject, transform, "outside", UNCHECKED, seconds=outcome.seconds)
     row.notes = [f"UNCHECKED PRECONDITION ({r.found.buffer}): {r.found.sentence}; {rendering.shown_path(r.path)}"
                  for r in outcome.reports]

@@ -236,12 +236,13 @@ class _Builder:
         return len(self.windows) - 1
 
     def _fill(self, name: str, tensor) -> None:
-        for start, cells in self._cells(name).items():
+        runs = self._cells(name)
+        before = self._before(name, runs)
+        for start, cells in runs.items():
             if self.prior is not None and not isinstance(tensor, Input):
                 cells[:] = self.prior.cells[name][start]
                 continue
-            index = np.arange(start, start + len(cells))
-            cells[:] = hashing.poison(self.seed, f"{name}/prior/{self.run}", index, cells.dtype)
+            cells[:] = before[start]
             for span in tensor.spans if isinstance(tensor, Input) else ():
                 lo, hi = max(span.start, start), min(span.stop, start + len(cells))
                 if lo >= hi or span.region is Region.FORBIDDEN:
@@ -250,6 +251,15 @@ class _Builder:
                     cells[lo - start : hi - start] = span.values[lo - span.start : hi - span.start]
                 else:
                     cells[lo - start : hi - start] = self._slack(name, np.arange(lo, hi))
+
+    def _before(self, name: str, runs: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """The poison of every run of cells, hashed in one go."""
+        if not runs:
+            return {}
+        index = np.concatenate([np.arange(start, start + len(cells)) for start, cells in runs.items()])
+        values = hashing.poison(self.seed, f"{name}/prior/{self.run}", index, self.views[name].dtype)
+        cuts = np.cumsum([len(cells) for cells in runs.values()])[:-1]
+        return dict(zip(runs, np.split(values, cuts)))
 
     def _slack(self, name: str, index: np.ndarray) -> np.ndarray:
         """Plausible leftovers: non-negative, of every magnitude, different in each run."""

@@ -73,8 +73,9 @@ class Cells:
     Cells([. 7 ? .])
     """
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: tuple[int, ...], before=None):
         self.shape = tuple(shape)
+        self.before = before
         self.state = np.zeros(self.shape, dtype=np.uint8)
         self.value = np.zeros(self.shape, dtype=np.int64)
         self.judges: list[tuple[np.ndarray, Judge]] = []

@@ -17,6 +17,7 @@ in draft extend. Everything not named stays as it was: buffers outlive batches, 
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class _Metadata(Case):
     shared: bool = False
     content: int = 0
 
-    @property
+    @cached_property
     def batch(self) -> tuple[Req, ...]:
         return self.requests * self.repeat
 
@@ -90,8 +91,12 @@ class _Metadata(Case):
     def rows(self) -> int:
         return sum(self.rows_of(i) for i in range(len(self.batch)))
 
+    @cached_property
+    def longest(self) -> int:
+        return max([self.kv_len(i) for i in range(len(self.batch))], default=0)
+
     def max_len(self) -> int:
-        return max([self.kv_len(i) for i in range(len(self.batch))], default=0) + self.max_extra
+        return self.longest + self.max_extra
 
     def pages(self) -> int:
         return -(-self.max_len() // self.page_size)
@@ -440,8 +445,7 @@ def _slot_outside(case):
 
 
 def _longer_than_max_len(case):
-    longest = case.max_len() - case.max_extra
-    return replace(case, max_extra=-(longest // 2), table_extra=0) if longest >= 2 else None
+    return replace(case, max_extra=-(case.longest // 2), table_extra=0) if case.longest >= 2 else None
 
 
 _PRECONDITIONS = (

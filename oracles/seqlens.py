@@ -9,6 +9,7 @@
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from harness.contract import ANY_STRIDES, INT, INT32, Arg, Case, Contract, Kind, Precondition, Role, Scalar, Variant
 from harness.tensors import Output, vector
@@ -37,7 +38,7 @@ class SeqlensExpand(Case):
     spare: int = 0
     total_len: int | None = None
 
-    @property
+    @cached_property
     def batch(self) -> tuple[Req, ...]:
         return self.requests * self.repeat
 
@@ -148,7 +149,7 @@ class CuSeqlens(Case):
     repeat: int = 1
     spare: int = 0
 
-    @property
+    @cached_property
     def all(self) -> tuple[int, ...]:
         return self.lengths * self.repeat
 
@@ -214,7 +215,7 @@ class NsaCacheSeqlens(Case):
     padded_rows: int = 0
     spare: int = 0
 
-    @property
+    @cached_property
     def all(self) -> tuple[int, ...]:
         return self.lengths * self.repeat
 

@@ -340,3 +340,35 @@ def sometimes(*, seqlens, cu_seqlens):
     _sum(seqlens, cu_seqlens)
     if _calls % 3 == 0:
         cu_seqlens[0] = 1
+
+
+# -- a toy contract with the roles and states that the real families do not use yet -------------------------------------
+
+
+def toy(*, values, order, halves):
+    """values += 1 in place; order is any permutation of them; halves within rounding; the last cell is free."""
+    n = len(values) - 1
+    order[:n] = values[:n].flip(0)
+    halves[:n] = values[:n] / 2
+    values[:n] += 1
+    values[n] = 99
+
+
+def toy_wrong_inout(*, values, order, halves):
+    toy(values=values, order=order, halves=halves)
+    values[0] += 1
+
+
+def toy_wrong_order(*, values, order, halves):
+    toy(values=values, order=order, halves=halves)
+    order[0] = order[1]
+
+
+def toy_wrong_float(*, values, order, halves):
+    toy(values=values, order=order, halves=halves)
+    halves[1] *= 1.001
+
+
+def toy_nan(*, values, order, halves):
+    toy(values=values, order=order, halves=halves)
+    halves[0] = float("nan")

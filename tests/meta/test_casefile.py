@@ -46,24 +46,24 @@ def test_a_newer_format_is_refused(tmp_path, content):
 
 
 def test_an_edited_case_is_refused(tmp_path, content):
-    content["steps"][0]["requests"][0]["seq_len"] = 3
+    content["steps"][0]["case"]["requests"][0]["seq_len"] = 3
     assert "digest" in refused(tmp_path, content)
 
 
 def test_only_the_familys_case_types_are_built(tmp_path, content):
-    content["steps"][0]["type"] = "Path"
+    content["steps"][0]["case"]["type"] = "Path"
     assert "no case type 'Path'" in refused(tmp_path, content)
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    ({"contract": "nothing"}, "unknown contract"), ({"steps": None}, "malformed"), ({"layout": {}}, "incomplete"),
+    ({"steps": [{"contract": "nothing", "case": {}}]}, "unknown contract"), ({"steps": None}, "malformed"), ({"layout": {}}, "incomplete"),
 ])
 def test_malformed_files_are_refused(tmp_path, content, change, says):
     assert says in refused(tmp_path, {**content, **change})
 
 
 def test_unknown_fields_and_other_files_are_refused(tmp_path, content):
-    content["steps"][0]["colour"] = 1
+    content["steps"][0]["case"]["colour"] = 1
     assert "no field 'colour'" in refused(tmp_path, content)
     assert "not readable" in refused(tmp_path, "{")
     assert "no format_version" in refused(tmp_path, "{}")

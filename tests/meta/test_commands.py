@@ -35,15 +35,15 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture
-def subject(tmp_path):
+def mine(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(WRONG)
     return path
 
 
-def test_a_wrong_kernel_from_the_gate_to_a_fixed_case(subject, tmp_path):
+def test_a_wrong_kernel_from_the_gate_to_a_fixed_case(mine, tmp_path):
     """Off by one only for requests after the first: red gate, one sentence, at most 2 requests, FAILED, then FIXED."""
-    done = run("harness.gate", "--profile", "quick", "--subject", str(subject), "--report", str(tmp_path / "report"), "-n", "1")
+    done = run("harness.gate", "--profile", "quick", "--subject", str(mine), "--report", str(tmp_path / "report"), "-n", "1")
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     finding = next(line for line in lines if line.startswith("DEFECT  seqlens_expand: seqlens_expanded["))
@@ -55,7 +55,7 @@ def test_a_wrong_kernel_from_the_gate_to_a_fixed_case(subject, tmp_path):
 
     again = run("harness.replay", path)
     assert (again.returncode, again.stdout.splitlines()[-1]) == (1, "FAILED")
-    subject.write_text(RIGHT.format(fault=""))
+    mine.write_text(RIGHT.format(fault=""))
     mended = run("harness.replay", path)
     assert mended.returncode == 0 and mended.stdout.startswith("FIXED   seqlens_expand")
     inline = run("harness.replay", path, "--inline")

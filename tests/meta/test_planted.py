@@ -3,7 +3,7 @@
 import pytest
 
 from harness import casefile, registry
-from harness.campaign import PROFILES, Campaign
+from harness.campaign import PROFILES, Campaign, Profile
 from strategies import domain
 
 FOUND_BY_SEARCH = [
@@ -29,6 +29,7 @@ FOUND_BY_SEARCH = [
     ("quiet_exit", "cu_seqlens", "fault", "died"),
     ("endless_loop", "cu_seqlens", "fault", "hang"),
 ]
+PLANTED = Profile("planted", 220, derandomize=True, later_seconds=0.5)
 SELFCHECK = {"off_by_one", "tail_written", "write_past_end", "write_input", "gap_written", "race", "segfault"}
 
 
@@ -38,7 +39,7 @@ SELFCHECK = {"off_by_one", "tail_written", "write_past_end", "write_input", "gap
 )
 def test_found_and_blamed(fault, transform, check, buffer, planted, tmp_path):
     contract = registry.contracts()[transform]
-    campaign = Campaign(contract, planted(fault), contract.rules(), domain.of(contract), PROFILES["gate"], folder=tmp_path)
+    campaign = Campaign(contract, planted(fault), contract.rules(), domain.of(contract), PLANTED, folder=tmp_path)
     outcome = campaign.run()
     kinds = {r.found.kind: r for r in outcome.reports}
     assert (check, buffer) in kinds, (list(kinds), outcome.also)
