@@ -15,6 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from harness import registry
@@ -37,6 +38,12 @@ def pytest_addoption(parser):
     group.addoption("--require-gpu", action="store_true", help="fail where there is no GPU")
     group.addoption("--inline", action="store_true", help="run subjects in this process, for a debugger")
     group.addoption("--report", type=Path, help="write summary.md and verdicts.json to this folder")
+
+
+# The suite's own property tests: the same examples on every machine, and no deadline on a busy one.
+hypothesis.settings.register_profile("plumbline", deadline=None, derandomize=True, database=None,
+                                     suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.load_profile("plumbline")
 
 
 def pytest_configure(config):

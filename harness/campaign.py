@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 
@@ -140,7 +141,7 @@ class Campaign:
         profile = settings(
             max_examples=self.profile.most, derandomize=self.profile.derandomize, deadline=None, phases=phases,
             verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=True,
-            database=settings.default.database if self.profile.database else None,
+            database=DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples") if self.profile.database else None,
         )
         profile(given(example=self.strategy)(one))()
 

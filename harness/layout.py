@@ -215,6 +215,8 @@ class _Builder:
     def _dense(self, name: str, view: View) -> None:
         window = self._window(name, view.block, 0, self.sizes[view.block])
         rows, columns = (1, view.columns) if len(view.shape) == 1 else view.shape
+        if len(view.shape) == 2 and view.strides[0] == columns * view.strides[1]:
+            rows, columns = 1, rows * columns  # the rows follow one another without a gap
         for r in range(rows if columns else 0):
             offset = view.start + r * (view.strides[0] if len(view.shape) == 2 else 0) * view.dtype.itemsize
             step = view.strides[-1] * view.dtype.itemsize

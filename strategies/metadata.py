@@ -9,6 +9,7 @@ from strategies.common import around, batch_floor, lengths, spare
 
 PAGE_SIZES = (1, 64, 2, 16, 32, 128)
 FAR_WIDTH = 2**20
+TABLES = ((4, 0), (4, 1), (5, 7), (9, 130), (4, FAR_WIDTH), (4096, 0), (4096, FAR_WIDTH), (4096, FAR_WIDTH))
 REQUEST_BLOCK = 64  # batches longer than this cross a block of requests in our kernels
 
 
@@ -17,15 +18,16 @@ def _frame(draw) -> dict:
     """Everything but the requests: page size, top-k, backends, table sizes, capacities."""
     page_size = draw(st.sampled_from(PAGE_SIZES))
     wide = page_size == 1 or draw(st.sampled_from((True, True, False)))
+    slots, table_extra = draw(st.sampled_from(TABLES))
     return dict(
+        slots=slots,
+        table_extra=table_extra,
         page_size=page_size,
         wide=wide,
         index_topk=draw(st.sampled_from((2048, 64, 4, 1))),
         backends=draw(st.sampled_from((1, 1, 1, 2, 2, 3, 4))),
         max_extra=draw(st.sampled_from((0, 1, 63, 200))),
-        table_extra=draw(st.sampled_from((0, 1, 7, 130, FAR_WIDTH))),
         spare=draw(spare()),
-        slots=draw(st.sampled_from((4, 5, 9, 4096))),
         aligned=draw(st.booleans()),
         shared=draw(st.sampled_from((False, False, True))),
         content=draw(st.integers(0, 255)),
