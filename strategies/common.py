@@ -24,7 +24,7 @@ def batch_floor() -> st.SearchStrategy[int]:
 
 def repeats(*block_sizes: int) -> st.SearchStrategy[int]:
     """How often a batch is repeated: mostly once, now and then past a kernel's block of requests."""
-    return st.sampled_from((1,) * 29 + block_sizes)
+    return st.sampled_from((1,) * 14 + block_sizes)
 
 
 def spare() -> st.SearchStrategy[int]:

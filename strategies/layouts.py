@@ -1,5 +1,7 @@
 """Memory layouts: how each tensor of a case lies in memory, drawn in one go and shrinking to the default."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from harness.contract import Case, Contract, Role, base_name, tensors_of
@@ -24,6 +26,10 @@ def layouts(draw, case: Case) -> Layout:
     chosen = {}
     if draw(st.booleans()):
         chosen = {n: Place(dtype=contract.arg(n).dtypes[1]) for n in names if len(contract.arg(n).dtypes) > 1}
+    rare = draw(st.sampled_from((None,) * 8 + ("expanded", "far")))
+    for name in names if rare else ():
+        if rare in contract.arg(name).layouts:
+            chosen[name] = replace(chosen.get(name, Place()), kind=rare)
     for name in draw(st.lists(st.sampled_from(names), max_size=6, unique=True)):
         chosen[name] = draw(places(contract, name))
     aliases = draw(_aliases(contract, names))

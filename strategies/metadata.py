@@ -48,7 +48,7 @@ def _batch(draw, frame: dict, request: st.SearchStrategy, padding: st.SearchStra
     """Real requests own distinct slots; padded ones stand behind them on any slot, also another's."""
     real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=most, unique_by=lambda r: r.slot))
     batch = (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
-    if draw(st.sampled_from((False,) * 49 + (True,))) and batch:
+    if draw(st.sampled_from((False,) * 24 + (True,))) and batch:
         frame.update(repeat=-(-(REQUEST_BLOCK + 1) // len(batch)), backends=1, max_extra=min(frame["max_extra"], 1))
         batch = tuple(_shortened(r) for r in batch)
     return batch

@@ -6,7 +6,7 @@ from oracles.seqlens import CalPaddedTokens, CuSeqlens, NsaCacheSeqlens, Req, Se
 from strategies.common import around, batch_floor, lengths, repeats, spare
 
 EXTENDS = st.one_of(st.integers(0, 8), st.sampled_from((15, 16, 17, 127, 128, 129, 130, 300)))
-SEQ = lengths(*around(131072, 2**20), most=2**20)
+SEQ = st.one_of(lengths(most=300), lengths(*around(131072, 2**20), most=2**20), st.sampled_from(around(65536, 131072)))
 
 
 def requests() -> st.SearchStrategy[Req]:
