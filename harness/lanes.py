@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from harness import registry, rendering
+from harness import casefile, registry, rendering
 from harness.campaign import Campaign, OutsideCampaign, Outcome
-from harness.contract import Kind
+from harness.contract import Case, Kind
+from harness.differential import Example, replay
 from harness.findings import CheckOptions
+from harness.misuse import attempt, misuses
 from harness.verdicts import INFRA, NOT_PROVIDED, UNCHECKED, Row
 
 SHORT = {"states": "cells", "inputs": "inputs", "redzones": "red zones", "interference": "interference", "memory": "memory"}
@@ -38,7 +40,7 @@ def _campaign(session, subject: str, transform: str, lane: str, strategy, profil
     _fill(row, outcome)
     if lane == "inside" and outcome.verdict == "PASS" and outcome.counted == 0:
         row.verdict = INFRA
-        row.notes.append("no example was tried" + (f": the subject declined all {outcome.unsupported}" if outcome.unsupported else ""))
+        row.notes.append(f"no example was tried; the subject declined {outcome.unsupported}")
     _record(record_property, row)
     if outcome.reports:
         pytest.fail(_text(session, subject, transform, outcome), pytrace=False)
@@ -46,7 +48,7 @@ def _campaign(session, subject: str, transform: str, lane: str, strategy, profil
 
 
 def outside(session, subject: str, transform: str, strategy, record_property) -> None:
-    """Beyond the contract, a quarter of the budget: informative, except for our own kernels, which must refuse or survive everything."""
+    """Beyond the contract, a quarter of the budget: informative, but our own kernels must refuse or survive everything."""
     contract = registry.contracts()[transform]
     worker = session.worker(subject)
     if not worker.describe[transform]["provided"]:
@@ -60,6 +62,31 @@ def outside(session, subject: str, transform: str, strategy, record_property) ->
     _record(record_property, row)
     if outcome.reports and subject == "kernels":
         pytest.fail(_text(session, subject, transform, outcome), pytrace=False)
+
+
+def fixed(session, subject: str, example: Example) -> None:
+    """One given example; a subject that does not provide its transform, or declines it, has nothing to show."""
+    name = example.contract.name
+    worker = session.worker(subject)
+    if not worker.describe[name]["provided"]:
+        return
+    if worker.describe[name]["selective"] and worker.supports(example.contract.family, [casefile.encode_call(example)])[0]:
+        return
+    found = replay(example, worker, session.rules(subject, name))
+    if found:
+        pytest.fail("\n".join(f"DEFECT  {name}: {f.sentence}" for f in found), pytrace=False)
+
+
+def refusals(session, subject: str, case: Case) -> int:
+    """Make every wrong call that the declaration suggests; each must be refused by name before a write. Returns how many."""
+    tried = 0
+    for misuse in misuses(case):
+        answer = attempt(case, misuse, session.worker(subject))
+        clear = answer.error in ("TypeError", "ValueError") and misuse.argument in answer.message
+        if not clear or answer.wrote:
+            pytest.fail(f"{case.contract.name}: {misuse.name} was not refused cleanly: {answer}", pytrace=False)
+        tried += 1
+    return tried
 
 
 def _checks(contract) -> str:

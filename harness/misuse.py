@@ -8,7 +8,7 @@ from harness.client import Fault
 from harness.contract import Arg, Case, Role, base_name, tensors_of
 from harness.differential import wire_arguments
 from harness.layout import Layout, Place
-from harness.tensors import Input, Output, Span
+from harness.tensors import Input, Output
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def misuses(case: Case) -> Iterator[Misuse]:
             yield Misuse(f"{name} missing", base_name(name), _with(arguments, name, None), Layout())
     for name in {base_name(n) for n in tensors if "[" in n}:
         if len(arguments[name]) > 1:
-            yield Misuse(f"{name} missing for the last backend", name, _with(arguments, f"{name}[{len(arguments[name]) - 1}]", None),
-                         Layout())
+            last = f"{name}[{len(arguments[name]) - 1}]"
+            yield Misuse(f"{name} missing for the last backend", name, _with(arguments, last, None), Layout())
             yield Misuse(f"{name} with one backend less", name, {**arguments, name: arguments[name][:-1]}, Layout())
     yield from _overlaps(case, arguments, tensors)
 
@@ -84,9 +84,9 @@ def _cut(tensor, axis: int, size: int):
         return Output(shape)
     if len(shape) == 2:
         return Input(shape, ())
-    kept = [s for s in tensor.spans if s.start < size]
-    return Input(shape, tuple(replace(s, stop=min(s.stop, size), values=None if s.values is None else s.values[: size - s.start])
-                              if isinstance(s, Span) else s for s in kept))
+    kept = [replace(s, stop=min(s.stop, size), values=None if s.values is None else s.values[: size - s.start])
+            for s in tensor.spans if s.start < size]
+    return Input(shape, tuple(kept))
 
 
 def attempt(case: Case, misuse: Misuse, worker) -> Answer:

@@ -5,7 +5,6 @@ rows and sums before it) is a masked sum over the requests before it, so no prog
 is read once and stored for every row and backend. Lengths, strides and batch size are run-time values.
 """
 
-import torch
 import triton
 import triton.language as tl
 

@@ -416,7 +416,8 @@ def _outputs(*extra: Arg) -> tuple[Arg, ...]:
         out("nsa_cu_seqlens_k", ("rows + 1",), "prefix sums of nsa_cache_seqlens"),
         out("page_table_1", ("rows", "max_len"), "KV slot of every token position", FAR_ROWS,
             optional="page_size > 1, for every backend alike"),
-        out("real_page_table", ("rows", "pages"), "page of every page position", FAR_ROWS, optional="exactly when page_size is 1"),
+        out("real_page_table", ("rows", "pages"), "page of every page position", FAR_ROWS,
+            optional="exactly when page_size is 1"),
     )
 
 

@@ -30,7 +30,8 @@ class Req:
 
 @dataclass(frozen=True, repr=False)
 class SeqlensExpand(Case):
-    """`requests`, `repeat` times over. `spare` cells of unused capacity behind the inputs and the output; `max_q_len` exceeds the longest by `extra`."""
+    """`requests`, `repeat` times over. `spare` cells of unused capacity lie behind the lengths and the output;
+    `max_q_len` exceeds the longest request by `extra`."""
 
     requests: tuple[Req, ...]
     repeat: int = 1

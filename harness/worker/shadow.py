@@ -100,7 +100,8 @@ class Shadow:
         used for: runs of (block, byte, count, step, flags)."""
         self.end()
         self.rules, self.findings = frozenset(rules), []
-        self._blocks = [_Block(b.address, b.size, min(v["itemsize"] for v in on), on) for b, on in zip(self._arena.blocks, views)]
+        self._blocks = [_Block(b.address, b.size, min(v["itemsize"] for v in on), on)
+                        for b, on in zip(self._arena.blocks, views)]
         for block, byte, count, step, flags in access:
             target = self._blocks[block]
             first = byte >> target.shift

@@ -3,7 +3,8 @@
 from . import _upstream
 
 VERSION = _upstream.version()
-_fused = _upstream.module("sglang.kernels.ops.attention.dsa.metadata") or _upstream.module("sglang.kernels.ops.attention.dsa_metadata")
+_HOMES = ("sglang.kernels.ops.attention.dsa.metadata", "sglang.kernels.ops.attention.dsa_metadata")
+_fused = next(filter(None, map(_upstream.module, _HOMES)), None)
 
 VARIANTS = {name: {"tail": "block"} for name in ("decode_metadata", "target_verify_metadata", "draft_extend_metadata")}
 MISSING = {} if _fused else {name: "this SGLang has no fused DSA metadata kernels" for name in VARIANTS}
@@ -40,6 +41,16 @@ def _draft_extend_metadata(*, seq_lens, extend_seq_lens, req_pool_indices, req_t
             _in(seqlens_expanded[b], total_len), _in(nsa_cache_seqlens[b], total_len),
             _in(nsa_cu_seqlens_k[b], total_len + 1), _upstream.cuda(real_page_table[b]), bs, total_len, max_len, index_topk,
             page_size, max_extend_len, bs * max_extend_len, static_extend_len)
+
+
+def supports(case):
+    """What the kernels take for granted: `req_idx * stride` is computed in the dtype of req_pool_indices."""
+    fields, place = case["case"], case["layout"]["places"].get("req_pool_indices", {})
+    longest = max([r["seq_len"] for r in fields["requests"]], default=0)
+    width = longest + fields.get("draft_tokens", 0) + fields["max_extra"] + fields["table_extra"]
+    if fields["slots"] * 2 * width >= 2**31 and place.get("dtype") != "int64":
+        return "int64 req_pool_indices for a request table of 2^31 elements or more (the runners pass int64)"
+    return True
 
 
 def _in(tensor, count: int):

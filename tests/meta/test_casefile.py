@@ -56,7 +56,9 @@ def test_only_the_familys_case_types_are_built(tmp_path, content):
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    ({"steps": [{"contract": "nothing", "case": {}}]}, "unknown contract"), ({"steps": None}, "malformed"), ({"layout": {}}, "incomplete"),
+    ({"steps": [{"contract": "nothing", "case": {}}]}, "unknown contract"),
+    ({"steps": None}, "malformed"),
+    ({"layout": {}}, "incomplete"),
 ])
 def test_malformed_files_are_refused(tmp_path, content, change, says):
     assert says in refused(tmp_path, {**content, **change})

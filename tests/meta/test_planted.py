@@ -2,8 +2,10 @@
 
 import pytest
 
-from harness import casefile, registry
+from harness import casefile, lanes, registry
 from harness.campaign import PROFILES, Campaign, Profile
+from harness.differential import Example
+from oracles.seqlens import CuSeqlens
 from strategies import domain
 
 FOUND_BY_SEARCH = [
@@ -58,8 +60,8 @@ def test_two_independent_faults_are_both_reported(planted, tmp_path):
 
 def test_a_fault_that_comes_and_goes_is_reported_as_k_of_n(planted, tmp_path):
     contract = registry.contracts()["cu_seqlens"]
-    campaign = Campaign(contract, planted("sometimes"), contract.rules(), domain.of(contract), PROFILES["quick"], folder=tmp_path)
-    outcome = campaign.run()
+    outcome = Campaign(contract, planted("sometimes"), contract.rules(), domain.of(contract), PROFILES["quick"],
+                       folder=tmp_path).run()
     assert outcome.verdict == "INTERMITTENT"
     hits, runs = outcome.reports[0].intermittent.split("/")
     assert 0 < int(hits) < int(runs) == 20
@@ -72,3 +74,24 @@ def test_an_honest_subject_passes(planted, tmp_path):
     assert (outcome.verdict, outcome.reports) == ("PASS", [])
     assert outcome.counted >= 60
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fixed_example_fails_on_a_fault_and_passes_on_an_honest_subject(planted):
+    class Session:
+        def __init__(self, fault):
+            self.worker, self.rules = (lambda subject: planted(fault)), (lambda subject, name: {})
+
+    example = Example((CuSeqlens((3, 5)),))
+    lanes.fixed(Session("honest_sum"), "planted", example)
+    with pytest.raises(pytest.fail.Exception, match="was not written"):
+        lanes.fixed(Session("unwritten"), "planted", example)
+
+
+def test_a_wrong_call_that_is_accepted_or_refused_late_is_a_failure(planted):
+    class Session:
+        def __init__(self, fault):
+            self.worker = lambda subject: planted(fault)
+
+    for fault in ("honest_sum", "raises"):
+        with pytest.raises(pytest.fail.Exception, match="was not refused cleanly"):
+            lanes.refusals(Session(fault), "planted", CuSeqlens((3, 5)))
