@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from harness import casefile, registry, rendering
-from harness.campaign import Campaign, OutsideCampaign, Outcome
+from harness.campaign import Campaign, OutsideCampaign, Outcome, Report
+from harness.client import ROOT
 from harness.contract import Case, Kind
 from harness.differential import Example, replay
 from harness.findings import CheckOptions
@@ -72,9 +73,14 @@ def fixed(session, subject: str, example: Example) -> None:
         return
     if worker.describe[name]["selective"] and worker.supports(example.contract.family, [casefile.encode_call(example)])[0]:
         return
-    found = replay(example, worker, session.rules(subject, name))
-    if found:
-        pytest.fail("\n".join(f"DEFECT  {name}: {f.sentence}" for f in found), pytrace=False)
+    rules = session.rules(subject, name)
+    reports = []
+    for found in replay(example, worker, rules):
+        content = casefile.document(example, rules, subject, worker.versions, found)
+        path = casefile.write(ROOT / "failures" / f"{name}-{content['digest'][:8]}.json", content)
+        reports.append(rendering.finding(name, rules, Report(found, example, path)))
+    if reports:
+        pytest.fail("\n\n".join(reports), pytrace=False)
 
 
 def refusals(session, subject: str, case: Case) -> int:

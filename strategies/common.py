@@ -22,9 +22,19 @@ def batch_floor() -> st.SearchStrategy[int]:
     return st.sampled_from((0, 1) + (2,) * 14)
 
 
-def repeats(*block_sizes: int) -> st.SearchStrategy[int]:
+@st.composite
+def many(draw, one_in: int) -> bool:
+    """True once in `one_in`, for what makes a case large. Costs choices, so that shrinking prefers a few more requests."""
+    chosen = draw(st.sampled_from((False,) * (one_in - 1) + (True,)))
+    if chosen:
+        draw(st.tuples(*[st.booleans()] * 40))
+    return chosen
+
+
+@st.composite
+def repeats(draw, *block_sizes: int) -> int:
     """How often a batch is repeated: mostly once, now and then past a kernel's block of requests."""
-    return st.sampled_from((1,) * 14 + block_sizes)
+    return draw(st.sampled_from(block_sizes)) if draw(many(15)) else 1
 
 
 def spare() -> st.SearchStrategy[int]:

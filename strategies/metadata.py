@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from oracles.metadata import Decode, DraftExtend, ExtendReq, Req, TargetVerify
-from strategies.common import around, batch_floor, lengths, spare
+from strategies.common import around, batch_floor, lengths, many, spare
 
 PAGE_SIZES = (1, 64, 2, 16, 32, 128)
 FAR_WIDTH = 2**20
@@ -48,7 +48,7 @@ def _batch(draw, frame: dict, request: st.SearchStrategy, padding: st.SearchStra
     """Real requests own distinct slots; padded ones stand behind them on any slot, also another's."""
     real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=most, unique_by=lambda r: r.slot))
     batch = (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
-    if draw(st.sampled_from((False,) * 24 + (True,))) and batch:
+    if draw(many(10)) and batch:
         frame.update(repeat=-(-(REQUEST_BLOCK + 1) // len(batch)), backends=1, max_extra=min(frame["max_extra"], 1))
         batch = tuple(_shortened(r) for r in batch)
     return batch

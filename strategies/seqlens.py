@@ -32,8 +32,8 @@ def _bounded(draw, element: st.SearchStrategy[int], most: int) -> tuple[int, ...
 def cu_seqlens(draw, max_requests: int = 8) -> CuSeqlens:
     """Lengths up to a million, zeros among them; now and then more than one block of 1,024."""
     values = _bounded(draw, SEQ, max_requests)
-    many = draw(repeats(342, 1025)) if sum(values) * 1025 < 2**31 else 1
-    return CuSeqlens(values, many, draw(spare()))
+    repeat = draw(repeats(342, 1025)) if sum(values) * 1025 < 2**31 else 1
+    return CuSeqlens(values, repeat, draw(spare()))
 
 
 @st.composite
@@ -41,8 +41,7 @@ def nsa_cache_seqlens(draw, max_requests: int = 8) -> NsaCacheSeqlens:
     """Lengths around the top-k; no padding, padding, and fewer padded rows than rows."""
     topk = draw(st.sampled_from((2048, 64, 1, 0)))
     values = _bounded(draw, lengths(*around(topk), most=2**20), max_requests)
-    many = draw(repeats(342))
-    return NsaCacheSeqlens(values, many, topk, draw(st.sampled_from((0, 1, 4, 9, 1030))), draw(spare()))
+    return NsaCacheSeqlens(values, draw(repeats(342)), topk, draw(st.sampled_from((0, 1, 4, 9, 1030))), draw(spare()))
 
 
 @st.composite

@@ -45,7 +45,7 @@ def test_a_wrong_kernel_from_the_gate_to_a_fixed_case(mine, tmp_path):
     """Off by one only for requests after the first: red gate, one sentence, at most 2 requests, FAILED, then FIXED."""
     done = run("harness.gate", "--profile", "quick", "--subject", str(mine), "--report", str(tmp_path / "report"), "-n", "1")
     assert done.returncode == 1, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    lines = done.stdout.split("test_differential[seqlens_expand-mine]")[1].splitlines()
     finding = next(line for line in lines if line.startswith("DEFECT  seqlens_expand: seqlens_expanded["))
     assert "and must be" in finding and "of request 1" in finding
     path = next(line.split()[2] for line in lines if line.strip().startswith("replay    ci/replay"))
