@@ -79,7 +79,6 @@ class Cells:
         self.state = np.zeros(self.shape, dtype=np.uint8)
         self.value = np.zeros(self.shape, dtype=np.int64)
         self.judges: list[tuple[np.ndarray, Judge]] = []
-        self._reasons: list[tuple[object, str]] = []
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -92,10 +91,9 @@ class Cells:
         self.state[index] = State.WRITTEN
 
     def free(self, index, reason: str) -> None:
-        """DON'T CARE: anything may stand there; cells already WRITTEN keep their state."""
+        """DON'T CARE, for a `reason` that the reader of the oracle needs: cells already WRITTEN keep their state."""
         picked = self.state[index]
         self.state[index] = np.where(picked == State.UNTOUCHED, State.DONT_CARE, picked)
-        self._reasons.append((index, reason))
 
     def judge(self, index, judge: Judge) -> None:
         """JUDGED: the cells at `index`, together, must satisfy `judge`."""
