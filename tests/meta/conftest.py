@@ -1,4 +1,4 @@
-"""One worker that holds every planted fault, and a way to run one of them in a contract's place."""
+"""Workers that hold planted faults, and a way to run one of them in a contract's place."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from harness import registry
 from harness.client import Worker, WorkerOptions
 
-PLANTED = str(Path(__file__).parent / "planted.py")
+HERE = Path(__file__).parent
 
 
 class Standing:
@@ -22,15 +22,32 @@ class Standing:
     def run(self, header, blobs):
         return self._worker.run({**header, "transform": self._fault}, blobs)
 
+    def restart_child(self):
+        self._worker.restart_child()
+
 
 @pytest.fixture(scope="session")
-def planted_worker():
-    worker = Worker(WorkerOptions(PLANTED, run_limit=4.0), list(registry.contracts().values()))
-    yield worker
-    worker.close()
+def faulty_workers():
+    workers: dict[str, Worker] = {}
+    yield workers
+    for worker in workers.values():
+        worker.close()
 
 
 @pytest.fixture
-def planted(planted_worker):
-    """`planted(name)`: the worker, with the named fault in every contract's place."""
-    return lambda fault: Standing(planted_worker, fault)
+def faulty(faulty_workers):
+    """`faulty(file, name)`: a worker of a file beside this one, with the named fault in every contract's place."""
+
+    def stand(file: str, name: str) -> Standing:
+        if file not in faulty_workers:
+            options = WorkerOptions(str(HERE / file), run_limit=4.0)
+            faulty_workers[file] = Worker(options, list(registry.contracts().values()))
+        return Standing(faulty_workers[file], name)
+
+    return stand
+
+
+@pytest.fixture
+def planted(faulty):
+    """`planted(name)`: a fault of `planted.py`."""
+    return lambda fault: faulty("planted.py", fault)

@@ -29,12 +29,12 @@ def without(name: str) -> CheckOptions:
 
 
 @pytest.mark.parametrize(("name", "fault", "example"), CASES, ids=[c[0] for c in CASES])
-def test_found_when_on_and_passed_when_off(name, fault, example, planted_worker, planted):
-    planted_worker.restart_child()
+def test_found_when_on_and_passed_when_off(name, fault, example, planted):
+    planted(fault).restart_child()
     found = check(example, planted(fault), example.contract.rules())
     assert found, "not seen with everything on"
     assert {f.check for f in found} == {name if name in CHECKS else "memory"}
-    planted_worker.restart_child()
+    planted(fault).restart_child()
     assert check(example, planted(fault), example.contract.rules(), without(name)) == []
 
 

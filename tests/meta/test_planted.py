@@ -2,9 +2,10 @@
 
 import pytest
 
-from harness import casefile, lanes, registry
-from harness.campaign import PROFILES, Campaign, Profile
+from harness import lanes, registry
+from harness.campaign import PROFILES, Campaign
 from harness.differential import Example
+from measure import found_and_blamed
 from oracles.seqlens import CuSeqlens
 from strategies import domain
 
@@ -31,7 +32,6 @@ FOUND_BY_SEARCH = [
     ("quiet_exit", "cu_seqlens", "fault", "died"),
     ("endless_loop", "cu_seqlens", "fault", "hang"),
 ]
-PLANTED = Profile("planted", 220, derandomize=True, later_seconds=0.5)
 SELFCHECK = {"off_by_one", "tail_written", "write_past_end", "write_input", "gap_written", "race", "segfault"}
 
 
@@ -40,14 +40,7 @@ SELFCHECK = {"off_by_one", "tail_written", "write_past_end", "write_input", "gap
     [pytest.param(*row, id=row[0], marks=[pytest.mark.selfcheck] * (row[0] in SELFCHECK)) for row in FOUND_BY_SEARCH],
 )
 def test_found_and_blamed(fault, transform, check, buffer, planted, tmp_path):
-    contract = registry.contracts()[transform]
-    campaign = Campaign(contract, planted(fault), contract.rules(), domain.of(contract), PLANTED, folder=tmp_path)
-    outcome = campaign.run()
-    kinds = {r.found.kind: r for r in outcome.reports}
-    assert (check, buffer) in kinds, (list(kinds), outcome.also)
-    report = kinds[check, buffer]
-    assert max(case.batch_size() for case in report.example.steps) <= 2
-    assert casefile.read(report.path).example == report.example
+    found_and_blamed(planted(fault), transform, check, buffer, tmp_path)
 
 
 def test_two_independent_faults_are_both_reported(planted, tmp_path):

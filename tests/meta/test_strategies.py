@@ -3,14 +3,11 @@
 Each row names the bugs that survive where it is missing (SGLang, vLLM, TensorRT-LLM, FlashInfer issue numbers).
 """
 
-from collections import Counter
-
 import pytest
-from hypothesis import Phase, event, given, settings
 
 from harness import registry
-from harness.campaign import PROFILES
 from harness.contract import Role, tensors_of
+from measure import BUDGET, drawn
 from strategies import domain, sessions
 
 CONTRACTS = registry.contracts()
@@ -59,24 +56,6 @@ EVERY = {
     *(f"page_size {p}" for p in (1, 2, 16, 32, 64, 128)), *(f"backends {n}" for n in (1, 2, 3, 4)),
     *(f"layout {k}" for k in ("offset", "pitched", "strided", "expanded", "far")),
 }
-
-
-def drawn(strategy, labels, budget: int) -> Counter:
-    """How often each label comes up in a gate's worth of examples."""
-    seen: Counter = Counter()
-
-    @settings(max_examples=budget, phases=[Phase.generate], database=None, derandomize=True, deadline=None)
-    @given(strategy)
-    def draw(example) -> None:
-        for label in labels(example):
-            event(label)
-            seen[label] += 1
-
-    draw()
-    return seen
-
-
-BUDGET = PROFILES["gate"].counted
 
 
 @pytest.mark.parametrize("name", ["decode_metadata", "target_verify_metadata", "draft_extend_metadata"])
