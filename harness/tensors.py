@@ -127,7 +127,8 @@ class Table:
         if k < 0 or stop > self.spans[k].stop:
             width = self.shape[-1]
             live = 0 if k < 0 else max(0, self.spans[k].stop - start)
-            raise LookupError(f"the oracle read row {start // width}, columns [{start % width}, {start % width + stop - start}), "
-                              f"of which {live} are LIVE")
+            first = start % width
+            raise LookupError(f"the oracle read row {start // width}, columns [{first}, {first + stop - start}), of which "
+                              f"{live} are LIVE")
         first = self.spans[k].start
         return self.spans[k].values[start - first : stop - first : step]
