@@ -92,6 +92,8 @@ def _used(memory: dict) -> list[list[tuple[int, int]]]:
             used[block].append((byte, byte + (count - 1) * step + itemsize))
     for block, offset, size in memory["windows"]:
         used[block].append((offset, offset + size))
+    for view in memory["tensors"].values():  # torch and Triton ask the driver about the first byte of a tensor
+        used[view["block"]] += [(0, 1), (view["start"], view["start"] + 1)]
     return used
 
 

@@ -6,24 +6,9 @@ import pytest
 
 from harness import registry
 from harness.client import Worker, WorkerOptions
+from measure import Standing
 
 HERE = Path(__file__).parent
-
-
-class Standing:
-    """A worker whose calls go to one planted fault, whatever the contract."""
-
-    def __init__(self, worker, fault: str):
-        self._worker, self._fault = worker, fault
-        self.options, self.versions, self.limits = worker.options, worker.versions, worker.limits
-        self.describe = {n: {"provided": True, "variant": {}, "version": "", "selective": False, "missing": ""}
-                         for n in registry.contracts()}
-
-    def run(self, header, blobs):
-        return self._worker.run({**header, "transform": self._fault}, blobs)
-
-    def restart_child(self):
-        self._worker.restart_child()
 
 
 @pytest.fixture(scope="session")
