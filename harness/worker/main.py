@@ -57,8 +57,8 @@ def _preload(config: dict):
     subject = subject_module.Subject(config["subject"], Path(config["root"]))
     runner = runner_module.Runner(subject, config["device"], config["guards"])
     if torch.cuda.is_initialized():
-        raise subject_module.SubjectError(f"--subject {config['subject']}: importing it initialises CUDA; do that on first use: "
-                                          "calls run in forked processes")
+        raise subject_module.SubjectError(f"--subject {config['subject']}: importing it initialises CUDA; calls run in forked "
+                                          "processes, so do that on first use")
     described = {name: subject.describe(family, name) for family, name in config["contracts"]}
     versions = {"python": sys.version.split()[0], "numpy": numpy.__version__, "torch": torch.__version__,
                 "triton": triton.__version__}
