@@ -70,3 +70,25 @@ def killed(*, seqlens, cu_seqlens):
 
 def honest(*, seqlens, cu_seqlens):
     _sum(seqlens, cu_seqlens)
+
+
+def wrong_stream(*, seqlens, cu_seqlens):
+    """Launched on the default stream, whatever stream the caller is on."""
+    with torch.cuda.stream(torch.cuda.default_stream()):
+        _sum(seqlens, cu_seqlens)
+
+
+_eager: dict[int, torch.Tensor] = {}
+
+
+def frozen_at_capture(*, seqlens, cu_seqlens):
+    """The captured graph reads a copy that only eager calls refresh."""
+    if not torch.cuda.is_current_stream_capturing():
+        _eager[len(seqlens)] = seqlens.clone()
+    _sum(_eager[len(seqlens)], cu_seqlens)
+
+
+def waits_for_the_gpu(*, seqlens, cu_seqlens):
+    """Reads a length back, which a captured graph cannot."""
+    _sum(seqlens, cu_seqlens)
+    assert seqlens.sum().item() >= 0

@@ -23,8 +23,9 @@ class Standing:
     def __init__(self, worker, fault: str):
         self._worker, self._fault = worker, fault
         self.options, self.versions, self.limits = worker.options, worker.versions, worker.limits
-        self.describe = {n: {"provided": True, "variant": {}, "version": "", "selective": False, "missing": ""}
-                         for n in registry.contracts()}
+        self.tier = worker.tier
+        self.describe = {n: {"provided": True, "variant": {}, "version": "", "selective": False, "missing": "",
+                             "capturable": True} for n in registry.contracts()}
 
     def run(self, header, blobs):
         return self._worker.run({**header, "transform": self._fault}, blobs)
