@@ -157,7 +157,7 @@ def _run(example: Example, steps: list[_Step], worker, options: CheckOptions,
 
 def _mode(contract: Contract, worker, run: int) -> str:
     """The second run of a GPU is a captured graph where both sides allow it, else a stream behind a late producer."""
-    if run == 0 or worker.options.device == "cpu":
+    if run == 0 or worker.options.device == "cpu" or worker.options.under:
         return "plain"
     return "graph" if contract.capturable and worker.describe[contract.name]["capturable"] else "side stream"
 

@@ -38,7 +38,10 @@ def main() -> None:
         messages.send(control, {"ready": False, "kind": kind, "error": f"{error}" or type(error).__name__})
         return
     messages.send(control, {"ready": True, **reply})
-    _serve(messages, control, runner)
+    if config["fork"]:
+        _serve(messages, control, runner)
+    else:
+        _child(messages, control, runner)
 
 
 def _preload(config: dict):
@@ -108,6 +111,7 @@ def _child(messages, channel: socket.socket, runner) -> None:
             reply, data = runner.run(header, blobs, phase)
             messages.send(channel, {"id": header["id"], **reply}, data)
     except messages.Closed:
+        runner.close()
         os._exit(0)
     except BaseException:  # a fault of this code, not of the subject: the suite reads the log and reports INFRA
         traceback.print_exc()

@@ -34,6 +34,11 @@ class Runner:
                 break
         return {"steps": replies, "fault": replies[-1]["fault"]}, data
 
+    def close(self) -> None:
+        """The last call is over: what a tool around this process reports at the end is reported now."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
     def _step(self, header: dict, step: dict, blobs: list, phase) -> tuple[dict, list[bytes]]:
         phase("setup")
         memory, mode = step["memory"], header.get("mode", "plain")

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness import registry
-from harness.client import Worker, WorkerOptions
-from measure import Standing
+from harness.client import StandIn, Worker, WorkerOptions
 
 HERE = Path(__file__).parent
 
@@ -23,11 +22,11 @@ def faulty_workers():
 def faulty(faulty_workers):
     """`faulty(file, name)`: a worker of a file beside this one, with the named fault in every contract's place."""
 
-    def stand(file: str, name: str) -> Standing:
+    def stand(file: str, name: str) -> StandIn:
         if file not in faulty_workers:
             options = WorkerOptions(str(HERE / file), run_limit=4.0)
             faulty_workers[file] = Worker(options, list(registry.contracts().values()))
-        return Standing(faulty_workers[file], name)
+        return StandIn(faulty_workers[file], name)
 
     return stand
 

@@ -17,23 +17,6 @@ BUDGET = PROFILES["gate"].counted
 PLANTED = Profile("planted", BUDGET, derandomize=True, later_seconds=0.5)
 
 
-class Standing:
-    """A worker whose calls go to one planted fault, whatever the contract."""
-
-    def __init__(self, worker, fault: str):
-        self._worker, self._fault = worker, fault
-        self.options, self.versions, self.limits = worker.options, worker.versions, worker.limits
-        self.tier = worker.tier
-        self.describe = {n: {"provided": True, "variant": {}, "version": "", "selective": False, "missing": "",
-                             "capturable": True} for n in registry.contracts()}
-
-    def run(self, header, blobs):
-        return self._worker.run({**header, "transform": self._fault}, blobs)
-
-    def restart_child(self):
-        self._worker.restart_child()
-
-
 def drawn(strategy, labels, budget: int) -> Counter:
     """How often each label comes up in a gate's worth of examples."""
     seen: Counter = Counter()

@@ -4,12 +4,12 @@ import time
 from pathlib import Path
 
 import pytest
-from measure import Standing, hunt
+from measure import hunt
 
 from harness import devices, registry
 from harness.differential import Example, check
 from oracles.seqlens import CuSeqlens
-from harness.client import Worker, WorkerOptions
+from harness.client import StandIn, Worker, WorkerOptions
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not devices.gpus(), reason="no GPU is visible here; pytest --require-gpu is red then")
@@ -35,28 +35,28 @@ def worker():
 @pytest.mark.parametrize(("fault", "kind"), FAULTS, ids=[f[0] for f in FAULTS])
 def test_a_fault_is_named_and_shrunk_within_a_minute(fault, kind, worker, tmp_path):
     start = time.monotonic()
-    outcome = hunt(Standing(worker, fault), "cu_seqlens", tmp_path)
+    outcome = hunt(StandIn(worker, fault), "cu_seqlens", tmp_path)
     assert ("fault", kind) in {r.found.kind for r in outcome.reports}, (outcome.reports, outcome.also)
     assert all(r.example.steps[0].batch_size() <= 2 for r in outcome.reports)
     assert time.monotonic() - start < 60
-    assert hunt(Standing(worker, "honest"), "cu_seqlens", tmp_path).verdict == "PASS"
+    assert hunt(StandIn(worker, "honest"), "cu_seqlens", tmp_path).verdict == "PASS"
 
 
 ONE, TWO = Example((CuSeqlens((3, 5)),)), Example((CuSeqlens((3, 5)), CuSeqlens((4, 9)), CuSeqlens((0, 1))))
 
 
 def test_a_launch_on_another_stream_reads_inputs_that_are_not_there_yet(worker):
-    standing = Standing(worker, "wrong_stream")
+    standing = StandIn(worker, "wrong_stream")
     standing.describe["cu_seqlens"]["capturable"] = False
     assert {f.kind for f in check(ONE, standing, {})} == {("interference", "cu_seqlens")}
 
 
 def test_what_capture_froze_shows_only_when_a_session_replays_the_graph(worker):
-    assert check(ONE, Standing(worker, "frozen_at_capture"), {}) == []
-    assert {f.kind for f in check(TWO, Standing(worker, "frozen_at_capture"), {})} == {("interference", "cu_seqlens")}
-    assert check(TWO, Standing(worker, "honest"), {}) == []
+    assert check(ONE, StandIn(worker, "frozen_at_capture"), {}) == []
+    assert {f.kind for f in check(TWO, StandIn(worker, "frozen_at_capture"), {})} == {("interference", "cu_seqlens")}
+    assert check(TWO, StandIn(worker, "honest"), {}) == []
 
 
 def test_a_call_that_waits_for_the_gpu_cannot_be_captured(worker):
-    found = check(ONE, Standing(worker, "waits_for_the_gpu"), {})
+    found = check(ONE, StandIn(worker, "waits_for_the_gpu"), {})
     assert [f.check for f in found] == ["raised"] and "captur" in found[0].sentence
