@@ -23,7 +23,8 @@ from strategies.long_context import EXAMPLES
 
 FAULTS = ROOT / "tests" / "meta" / "sanitizer_faults.py"
 TOOLS = {  # tool -> its own flags, and the planted faults that it must see
-    "memcheck": (("--padding", "2048", "--destroy-on-device-error", "kernel"), ("read_past_the_end", "write_past_the_end")),
+    "memcheck": (("--padding", "2048", "--destroy-on-device-error", "kernel", "--report-api-errors", "no"),
+                 ("read_past_the_end", "write_past_the_end")),
     "initcheck": ((), ("read_before_write",)),
     "racecheck": ((), ("shared_memory_race",)),
     "synccheck": ((), ("divergent_barrier",)),

@@ -86,8 +86,12 @@ class GpuMemory:
             torch.cuda.synchronize()
             self._write()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream):
-                function()
+            with torch.cuda.stream(stream):  # torch.cuda.graph would collect garbage first, which takes longer than the rest
+                self._graph.capture_begin()
+                try:
+                    function()
+                finally:
+                    self._graph.capture_end()
         self._graph.replay()
         return self._returned
 
