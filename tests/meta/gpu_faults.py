@@ -6,7 +6,7 @@ import triton.language as tl
 
 
 def _sum(seqlens, out):
-    out[0] = 0
+    out[:1].zero_()
     out[1 : len(seqlens) + 1] = torch.cumsum(seqlens, 0)
 
 
