@@ -128,3 +128,14 @@ def test_the_end_of_a_long_row_is_a_cell_although_the_next_rows_window_begins_be
     last = view.byte_of(131071)
     observed = layout.observe(placed, [(view.block, last, b"\1\2\3\4")])
     assert observed.stray == [] and placed.cells("page_table_1[0]", observed.windows)[0][-1] == 0x04030201
+
+
+def test_a_run_over_the_rows_of_a_far_tensor_is_cut_at_every_row():
+    """One window over the gap between two rows would be gigabytes."""
+    arguments = {**Convert(1, ()).arguments(), "cube": runs((4, 2, 3), {6: np.arange(12.0)}, Region.SLACK)}
+    placed = layout.place(CONVERT, arguments, Layout({"cube": Place("far")}), seed=1, run=0)
+    assert placed.sizes[placed.views["cube"].block] > 2**33
+    assert max(len(w.image) for w in placed.windows) <= layout.PAGE
+    cells = placed.cells("cube")
+    assert {start: len(c) for start, c in cells.items()} == {0: 6, 6: 6, 12: 6, 18: 6}
+    assert [*cells[6], *cells[12]] == list(range(12))
