@@ -235,7 +235,7 @@ def _negative(case: PagedMqaSchedule) -> PagedMqaSchedule | None:
 
 
 _CONTEXT_LENS = Arg("context_lens", Role.IN, ("batch",), INT32, "keys per row; [batch, next_n]: the last column counts",
-                    ANY_STRIDES, sets_size=True)
+                    ANY_STRIDES, sets_size=True, cells="live, slack")
 
 PAGED_MQA_SCHEDULE = Contract(
     name="paged_mqa_schedule",
@@ -247,7 +247,7 @@ PAGED_MQA_SCHEDULE = Contract(
     args=(
         _CONTEXT_LENS,
         Arg("schedule", Role.OUT, ("num_sms + 1", "2"), INT32, "(row, split) where each SM starts; the end of the work last",
-            ROWS_STRIDED),
+            ROWS_STRIDED, cells="written, untouched"),
     ),
     scalars=(Scalar("num_sms", "SMs that share the work, at least 1"),),
     variants=(ENTRIES,),
@@ -340,9 +340,10 @@ PAGED_MQA_WALK = Contract(
     case=PagedMqaWalk,
     oracle=paged_mqa_walk,
     args=(
-        replace(_CONTEXT_LENS, doc="keys per row"),
-        Arg("schedule", Role.IN, ("num_sms + 1", "2"), INT32, "(row, split) where each SM starts", ROWS_STRIDED),
-        Arg("owner", Role.OUT, ("batch", "max_splits"), INT32, "the SM that computes each split", ROWS_STRIDED),
+        replace(_CONTEXT_LENS, doc="keys per row", cells="live"),
+        Arg("schedule", Role.IN, ("num_sms + 1", "2"), INT32, "(row, split) where each SM starts", ROWS_STRIDED, cells="live"),
+        Arg("owner", Role.OUT, ("batch", "max_splits"), INT32, "the SM that computes each split", ROWS_STRIDED,
+            cells="written, untouched"),
     ),
     scalars=(Scalar("num_sms", "SMs that share the work, at least 1"),
              Scalar("max_splits", "at least the splits of the longest row")),
@@ -547,9 +548,11 @@ FLASHMLA_SCHEDULE = Contract(
     case=FlashmlaSchedule,
     oracle=flashmla_schedule,
     args=(
-        Arg("cache_seqlens", Role.IN, ("bs",), INT32, "keys per request; not read with topk", ANY_STRIDES),
-        Arg("tile_scheduler_metadata", Role.OUT, ("num_parts", "8"), INT32, "the work of each part", ROWS_STRIDED),
-        Arg("num_splits", Role.OUT, ("bs + 1",), INT32, "prefix sums of the pieces of each request"),
+        Arg("cache_seqlens", Role.IN, ("bs",), INT32, "keys per request; they do not matter with topk", ANY_STRIDES,
+            cells="live, slack"),
+        Arg("tile_scheduler_metadata", Role.OUT, ("num_parts", "8"), INT32, "the work of each part", ROWS_STRIDED,
+            cells="judged, untouched"),
+        Arg("num_splits", Role.OUT, ("bs + 1",), INT32, "prefix sums of the pieces of each request", cells="written, untouched"),
     ),
     scalars=(
         Scalar("num_rows", "requests in the batch, at least 1"),

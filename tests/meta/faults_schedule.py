@@ -167,7 +167,7 @@ def reads_past_the_batch(*, context_lens, schedule, num_sms):
 def _walk(context_lens, schedule, owner, num_sms, met):
     splits = _splits(context_lens)
     places = schedule[: num_sms + 1].tolist()
-    for sm in range(num_sms):
+    for sm in reversed(range(num_sms)):
         (row, split), end = places[sm], places[sm + 1]
         while not met([row, split], end):
             count = splits[row] if row < len(splits) else 0
