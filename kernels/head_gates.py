@@ -10,7 +10,7 @@ BFLOAT16 = (torch.bfloat16,)
 FLOAT32 = (torch.float32,)
 COPIED = (torch.bfloat16, torch.float32, torch.float16)
 BLOCK_TOKENS, BLOCK_HEADS, BLOCK_HIDDEN = 16, 16, 128
-IN_REGISTERS = 8192  # elements of overlapping views that one program holds at a time
+IN_REGISTERS = 2048  # elements of overlapping views that one program holds at a time
 
 
 @triton.jit(do_not_specialize=["tokens", "hidden", "heads", "x_stride_0", "x_stride_1", "weight_stride_0", "weight_stride_1",
@@ -160,7 +160,7 @@ def _copy(dst, src, cells, heads, rope_dim, dst_token, dst_head, dst_lane, src_t
 def write_back(dst: torch.Tensor, src: torch.Tensor) -> None:
     """`dst` = what `src` was before the call, though they may share memory in any way.
 
-    The same view is left alone. Views that lie apart, and overlapping ones of up to 8,192 elements, take one launch and no
+    The same view is left alone. Views that lie apart, and overlapping ones of up to 2,048 elements, take one launch and no
     allocation; larger overlapping ones are copied aside first.
 
     Args:

@@ -216,8 +216,8 @@ def flashmla_schedule(*, cache_seqlens, tile_scheduler_metadata, num_splits, num
     for name, value in outputs.items():
         checks.own_cells(name, value)
     checks.apart(outputs, {"cache_seqlens": cache_seqlens})
+    block = next(b for b in ROW_BLOCKS if num_rows <= b)
     _flashmla_schedule[(1,)](
         cache_seqlens, tile_scheduler_metadata, num_splits, num_rows, num_parts, topk, cache_seqlens.stride(0),
         tile_scheduler_metadata.stride(0), tile_scheduler_metadata.stride(1), DENSE=topk == -1, KEYS=FLASHMLA_BLOCK,
-        OVERHEAD=FLASHMLA_OVERHEAD, BLOCK=next(b for b in ROW_BLOCKS if num_rows <= b),
-        LANES=triton.next_power_of_2(num_parts + 1))
+        OVERHEAD=FLASHMLA_OVERHEAD, BLOCK=block, LANES=triton.next_power_of_2(num_parts + 1), num_warps=4 if block < 4096 else 16)

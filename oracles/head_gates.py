@@ -41,8 +41,9 @@ def numbers(kind: str, seed: int, name: str, count: int) -> np.ndarray:
         return np.ones(count)
     position = np.arange(count) // 2 if kind == "cancelling" else np.arange(count)
     raw = hashing.cells(seed, name, position)
-    size = (1 + (raw >> np.uint64(8) & np.uint64(127)).astype(np.float64) / 128) * 2.0 ** ((raw >> np.uint64(16)) % np.uint64(8))
-    value = np.where(raw & np.uint64(1), -size, size) / 16
+    fraction = (raw >> np.uint64(8) & np.uint64(127)).astype(np.float64) / 128
+    size = (1 + fraction) * 2.0 ** ((raw >> np.uint64(16)) % np.uint64(8)) / 16
+    value = np.where(raw & np.uint64(1), -size, size)
     if kind == "cancelling" and name == "weight":
         value = np.where(np.arange(count) % 2, -value, value)
     return value * {"large": 2.0**40, "small": 2.0**-40}.get(kind, 1.0)
@@ -431,7 +432,8 @@ UPDATE_ROPE_GUARDED = Contract(
         Scalar("src_offset", "first element of the source"), Scalar("src_strides", "its strides, in elements; 0 repeats"),
     ),
     preconditions=(
-        Precondition("both views lie in the memory", "offset + sum((n - 1) * stride) < cells", "a view cannot leave its storage",
+        Precondition("both views lie in the memory", "offset + sum((n - 1) * stride) < cells",
+                     "a view cannot leave its storage",
                      lambda c: replace(c, misplaced=c.reach() + c.spare) if c.tokens and c.heads and c.rope_dim else None),
     ),
     capturable=True,

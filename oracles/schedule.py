@@ -3,7 +3,7 @@
 | transform          | fills                                | from                                                  |
 | ------------------ | ------------------------------------ | ----------------------------------------------------- |
 | paged_mqa_schedule | schedule                             | context_lens, num_sms                                 |
-| paged_mqa_walk     | owner                                | context_lens, schedule: the consumer, for the sake of stale schedules |
+| paged_mqa_walk     | owner                                | context_lens, schedule: it is the schedule's consumer |
 | flashmla_schedule  | tile_scheduler_metadata, num_splits  | cache_seqlens or topk, the number of parts            |
 
 A schedule holds positions in the work, and its consumer walks the *live* lengths from one position to the next. One that
@@ -552,7 +552,8 @@ FLASHMLA_SCHEDULE = Contract(
             cells="live, slack"),
         Arg("tile_scheduler_metadata", Role.OUT, ("num_parts", "8"), INT32, "the work of each part", ROWS_STRIDED,
             cells="judged, untouched"),
-        Arg("num_splits", Role.OUT, ("bs + 1",), INT32, "prefix sums of the pieces of each request", cells="written, untouched"),
+        Arg("num_splits", Role.OUT, ("bs + 1",), INT32, "prefix sums of the pieces of each request",
+            cells="written, untouched"),
     ),
     scalars=(
         Scalar("num_rows", "requests in the batch, at least 1"),

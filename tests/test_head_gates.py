@@ -104,7 +104,8 @@ def test_the_bound_is_tight_enough_to_see_a_bfloat16_result_a_missing_product_an
     judge, (value, absolute) = judged(case), exact(case)
     assert judge.complaint(value) is None
     for i in range(len(value)):
-        for wrong in (value[i] + absolute[i] / 64 / 16, value[i] * 2**0.5 + (absolute[i] if kind == "cancelling" else 0), np.nan):
+        unscaled = value[i] * 2**0.5 + (absolute[i] if kind == "cancelling" else 0)
+        for wrong in (value[i] + absolute[i] / 64 / 16, unscaled, np.nan):
             gates = value.copy()
             gates[i] = wrong
             assert judge.complaint(gates).startswith(f"cell {i} is ")

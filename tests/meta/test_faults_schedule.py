@@ -44,8 +44,9 @@ def test_found_and_blamed(fault, transform, check, buffer, faulty, tmp_path):
 ])
 def test_honest_bodies_pass(honest, transform, faulty, tmp_path):
     contract = CONTRACTS[transform]
-    campaign = Campaign(contract, faulty(FILE, honest), contract.rules(), domain.of(contract), PROFILES["quick"], folder=tmp_path)
-    assert campaign.run().reports == []
+    outcome = Campaign(contract, faulty(FILE, honest), contract.rules(), domain.of(contract), PROFILES["quick"],
+                       folder=tmp_path).run()
+    assert outcome.reports == []
 
 
 # -- stale schedules ----------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def test_a_consumer_that_only_meets_its_end_hangs_on_a_stale_schedule(faulty, tm
 
     reports = outside("meets_its_end").reports
     assert [(r.found.check, r.found.buffer) for r in reports] == [("unchecked", "the schedule is that of the live lengths")]
-    assert "no answer" in reports[0].found.sentence or "hang" in reports[0].found.sentence or "stopped" in reports[0].found.sentence
+    assert "no answer within" in reports[0].found.sentence
     assert outside("passes_its_end").reports == []
 
 
