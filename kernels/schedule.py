@@ -220,4 +220,5 @@ def flashmla_schedule(*, cache_seqlens, tile_scheduler_metadata, num_splits, num
     _flashmla_schedule[(1,)](
         cache_seqlens, tile_scheduler_metadata, num_splits, num_rows, num_parts, topk, cache_seqlens.stride(0),
         tile_scheduler_metadata.stride(0), tile_scheduler_metadata.stride(1), DENSE=topk == -1, KEYS=FLASHMLA_BLOCK,
-        OVERHEAD=FLASHMLA_OVERHEAD, BLOCK=block, LANES=triton.next_power_of_2(num_parts + 1), num_warps=4 if block < 4096 else 16)
+        OVERHEAD=FLASHMLA_OVERHEAD, BLOCK=block, LANES=triton.next_power_of_2(num_parts + 1),
+        num_warps=4 if block < 4096 else 16)

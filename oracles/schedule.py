@@ -156,27 +156,28 @@ def _last_column(context_lens) -> list[int]:
     return [int(context_lens[i, columns - 1]) for i in range(rows)]
 
 
-def walk(start: tuple[int, int], end: tuple[int, int], splits: list[int]) -> list[tuple[int, int]] | None:
-    """The splits that the consumer computes from `start` on, until it *meets* `end`; None if it never does.
+def walk(start: tuple[int, int], end: tuple[int, int], splits: list[int]) -> list[tuple[int, int, int]] | None:
+    """What the consumer computes from `start` on, until it *meets* `end`: (row, first split, one past the last), row by row.
+    None if it never meets it: the last split of a row is always followed by the first of the next row.
 
     >>> walk((0, 1), (2, 0), [3, 0, 1])
-    [(0, 1), (0, 2)]
+    [(0, 1, 3)]
+    >>> walk((0, 1), (0, 2), [3, 0, 1])
+    [(0, 1, 2)]
     >>> walk((0, 1), (1, 4), [3, 2])
     """
     row, split = start
     visited = []
-    for _ in range(sum(splits) + len(splits) + 2):
-        if (row, split) == end:
-            return visited
+    while (row, split) != end:
         if row > end[0]:
             return None
         count = splits[row] if row < len(splits) else 0
-        if split < count:
-            visited.append((row, split))
-        split += 1
-        if split >= count:
-            row, split = row + 1, 0
-    return None
+        meets = row == end[0] and split < end[1] < count
+        stop = end[1] if meets else count
+        if split < stop:
+            visited.append((row, split, stop))
+        row, split = (row, stop) if meets else (row + 1, 0)
+    return visited
 
 
 def partition_complaint(schedule: list[tuple[int, int]], splits: list[int]) -> str | None:
@@ -188,8 +189,7 @@ def partition_complaint(schedule: list[tuple[int, int]], splits: list[int]) -> s
     for i in range(sms):
         if schedule[i + 1] < schedule[i]:
             return f"entry {i + 1}, {schedule[i + 1]}, comes before entry {i}, {schedule[i]}"
-    owner: dict[tuple[int, int], int] = {}
-    loads = []
+    covered, loads = [0] * batch, []
     for i in range(sms):
         visited = walk(schedule[i], schedule[i + 1], splits)
         if visited is None:
@@ -197,12 +197,14 @@ def partition_complaint(schedule: list[tuple[int, int]], splits: list[int]) -> s
             count = splits[row] if row < batch else 0
             return (f"SM {i} starts at {schedule[i]} and never meets its end {schedule[i + 1]}: row {row} has {count} splits, "
                     "so the walk does not terminate")
-        owner.update((unit, i) for unit in visited)
-        loads.append(len(visited))
+        for row, first, stop in visited:
+            if first > covered[row]:
+                return f"split {covered[row]} of row {row} is computed by no SM"
+            covered[row] = stop
+        loads.append(sum(stop - first for _, first, stop in visited))
     for row in range(batch):
-        for split in range(splits[row]):
-            if (row, split) not in owner:
-                return f"split {split} of row {row} is computed by no SM"
+        if covered[row] < splits[row]:
+            return f"split {covered[row]} of row {row} is computed by no SM"
     if schedule[sms] != (batch, 0):
         return f"the last entry is {schedule[sms]}, and must be {(batch, 0)}"
     if max(loads) - min(loads) > 1:
@@ -322,8 +324,8 @@ def paged_mqa_walk(*, context_lens, schedule, owner, num_sms, max_splits, varian
     splits = [splits_of(int(n)) for n in context_lens]
     places = [(int(schedule[i, 0]), int(schedule[i, 1])) for i in range(num_sms + 1)]
     for sm in range(num_sms):
-        for row, split in walk(places[sm], places[sm + 1], splits) or []:
-            owner[row, split] = sm
+        for row, first, stop in walk(places[sm], places[sm + 1], splits) or []:
+            owner[row, first:stop] = sm
 
 
 def _earlier_batch(case: PagedMqaWalk) -> PagedMqaWalk | None:

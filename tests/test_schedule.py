@@ -53,9 +53,6 @@ def test_wrong_calls_are_refused_before_a_write(case, session):
 
 # -- a stale schedule is a finding --------------------------------------------------------------------------------------
 
-EARLIER, LIVE = (1000, 300), (300, 1000)
-
-
 def complaint(lengths, schedule):
     return partition_complaint(schedule, [splits_of(n) for n in lengths])
 
@@ -64,9 +61,14 @@ def plan(lengths, num_sms, rule="january"):
     return entries([splits_of(n) for n in lengths], num_sms, 1, rule)
 
 
-def test_a_schedule_of_longer_rows_is_walked_without_end():
+def units(schedule, splits):
+    """Every (row, split) that the SMs compute, in order."""
+    runs = [run for a, b in zip(schedule, schedule[1:]) for run in walk(a, b, splits)]
+    return [(row, split) for row, first, stop in runs for split in range(first, stop)]
 
-    said = complaint(LIVE, plan((1000, 300), 2))
+
+def test_a_schedule_of_longer_rows_is_walked_without_end():
+    said = complaint((300, 1000), plan((1000, 300), 2))
     assert "SM 0 starts at (0, 0) and never meets its end (0, 3): row 0 has 2 splits, so the walk does not terminate" == said
 
 
@@ -83,8 +85,7 @@ def test_a_schedule_of_shorter_rows_gives_one_sm_too_much():
 def test_a_stale_schedule_is_accepted_only_where_it_is_as_good_as_a_fresh_one(live, earlier, num_sms):
     stale = plan(earlier, num_sms)
     if complaint(live, stale) is None:
-        done = [walk(a, b, [splits_of(n) for n in live]) for a, b in zip(stale, stale[1:])]
-        assert sum(map(len, done)) == sum(splits_of(n) for n in live)
+        assert units(stale, [splits_of(n) for n in live]) == units(plan(live, num_sms), [splits_of(n) for n in live])
 
 
 # -- the judges, clause by clause ---------------------------------------------------------------------------------------
@@ -178,8 +179,7 @@ def test_an_april_schedule_is_a_fair_one_of_pairs_of_tokens(lengths, num_sms, ne
 def test_an_sm100_schedule_covers_every_request_once_in_order(lengths, num_sms, next_n):
     splits = [splits_of(n) for n in lengths]
     places = [(token // next_n, split) for token, split in entries(splits, num_sms, next_n, "june_sm100")]
-    walks = [walk(a, b, splits) for a, b in zip(places, places[1:])]
-    assert [unit for done in walks for unit in done] == [(r, s) for r in range(len(splits)) for s in range(splits[r])]
+    assert units(places, splits) == [(r, s) for r in range(len(splits)) for s in range(splits[r])]
 
 
 @given(LENGTHS, PROCESSORS)
@@ -192,12 +192,9 @@ def test_the_versions_agree_where_every_row_is_one_token_and_the_work_divides(le
 @given(LENGTHS, PROCESSORS, PROCESSORS)
 def test_the_covered_work_does_not_depend_on_the_number_of_sms(lengths, few, many):
     splits = [splits_of(n) for n in lengths]
-    covered = []
-    for num_sms in (few, many):
-        schedule = entries(splits, num_sms)
-        covered.append([unit for a, b in zip(schedule, schedule[1:]) for unit in walk(a, b, splits)])
-    assert covered[0] == covered[1]
-    assert len(covered[0]) == sum(splits)
+    covered = units(entries(splits, few), splits)
+    assert covered == units(entries(splits, many), splits)
+    assert len(covered) == sum(splits)
 
 
 @given(LENGTHS, LENGTHS, PROCESSORS)

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 
 from harness import registry
-from harness.campaign import PROFILES, Campaign, OutsideCampaign
+from harness.campaign import PROFILES, Campaign
+from harness.differential import Example, harm
 from measure import BUDGET, drawn, found_and_blamed
+from oracles.schedule import PagedMqaWalk
 from strategies import domain, sessions
 
 FILE = "faults_schedule.py"
@@ -80,17 +82,13 @@ def test_a_stale_schedule_is_reported_as_work_left_out_or_a_walk_without_end(fau
     assert any(clause in said for clause in ("does not terminate", "computed by no SM", "load is unbalanced"))
 
 
-def test_a_consumer_that_only_meets_its_end_hangs_on_a_stale_schedule(faulty, tmp_path):
-    contract = CONTRACTS["paged_mqa_walk"]
-    budget = replace(PROFILES["quick"], counted=20)
-
-    def outside(fault):
-        return OutsideCampaign(contract, faulty(FILE, fault), {}, domain.outside(contract), budget, folder=tmp_path).run()
-
-    reports = outside("meets_its_end").reports
-    assert [(r.found.check, r.found.buffer) for r in reports] == [("unchecked", "the schedule is that of the live lengths")]
-    assert "no answer within" in reports[0].found.sentence
-    assert outside("passes_its_end").reports == []
+def test_a_consumer_that_only_meets_its_end_hangs_on_a_stale_schedule(faulty):
+    stale = Example((PagedMqaWalk((300, 1000), num_sms=2, built_from=(1000, 300)),),
+                    outside="the schedule is that of the live lengths")
+    (found,) = harm(stale, stale.outside, faulty(FILE, "meets_its_end"), {})
+    assert (found.check, found.buffer) == ("unchecked", stale.outside)
+    assert "no answer within" in found.sentence
+    assert harm(stale, stale.outside, faulty(FILE, "passes_its_end"), {}) == []
 
 
 # -- the strategies -----------------------------------------------------------------------------------------------------
