@@ -8,7 +8,7 @@ from strategies.common import many, spare
 TOKENS = st.sampled_from((2, 3, 17, 5, 2, 16, 0, 3, 1, 8, 17, 15))
 HEADS = st.sampled_from((4, 1, 3, 8, 16, 4, 17, 64))
 HIDDEN = st.sampled_from((64, 1, 16, 33, 127, 128, 129, 256))
-WAYS = (*SOURCES, "apart", "same", "apart", "same")  # those that every caller has, more often
+WAYS = (*SOURCES, *("apart", "same") * 3, *("shifted",) * 2)  # more often: what callers have, and what varies most
 HEAD_DIMS = st.sampled_from((128, 64, 192))
 
 
@@ -55,7 +55,7 @@ def update_rope_guarded(draw) -> UpdateRope:
     """Every way in which source and destination share memory, or do not; now and then more than registers hold."""
     tokens, heads = draw(st.sampled_from((2, 3, 4, 2, 3, 7, 2, 0, 1, 5))), draw(st.sampled_from((2, 1, 3, 4)))
     rope_dim, tail = draw(st.sampled_from((4, 1, 2, 8, 64))), draw(st.sampled_from((2, 0, 1, 5, 64)))
-    if draw(many(18)):
+    if draw(many(10)):
         tokens, heads, rope_dim, tail = draw(st.sampled_from(((9, 4, 64, 64), (10, 8, 33, 7), (2, 3, 600, 100))))
     head_dim = rope_dim + tail
     near = (1, -1, rope_dim - 1, rope_dim, -rope_dim, head_dim, -head_dim, heads * head_dim, -heads * head_dim)
