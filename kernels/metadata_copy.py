@@ -107,7 +107,8 @@ def fused_metadata_copy(*, cache_seqlens_src, cu_seqlens_k_src, page_indices_src
         return
     checks.positive("max_seqlen_k", max_seqlen_k, 0)
     checks.positive("seqlens_expanded_size", seqlens_expanded_size, 0)
-    sources["seqlens_expanded"], groups["seqlens_expanded"] = seqlens_expanded_src, {"seqlens_expanded_dst": seqlens_expanded_dst}
+    sources["seqlens_expanded"] = seqlens_expanded_src
+    groups["seqlens_expanded"] = {"seqlens_expanded_dst": seqlens_expanded_dst}
     _fill(sources, groups, bs, seqlens_expanded_size, max_seqlen_k, by_table=True)
 
 

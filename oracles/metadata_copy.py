@@ -106,19 +106,19 @@ class _Copy(Case):
         return {"bs": len(self.batch), "n": self.n(), "rows": self.rows(), "width": self.width, "pages": self.pages(),
                 "parts": self.parts, "plan": PLAN_COLUMNS}
 
-    def numbers(self, name: str, count: int, row: int = 0) -> np.ndarray:
-        """`count` cells of any int32 value; a cell depends on its place alone, so longer is an extension of shorter."""
-        raw = hashing.cells(self.content, name, (row << 32) + np.arange(count))
-        return raw.astype(np.uint32).view(np.int32).astype(np.int64)
+    def numbers(self, name: str, columns: int, rows: int = 1) -> np.ndarray:
+        """Cells of any int32 value, (rows, columns); a cell depends on its place alone, so more is an extension of less."""
+        place = (np.arange(rows)[:, None] << 32) + np.arange(columns)
+        return hashing.cells(self.content, name, place).astype(np.uint32).view(np.int32).astype(np.int64)
 
     def _vector(self, name: str, count: int):
-        return vector(self.numbers(name, count), self.spare)
+        return vector(self.numbers(name, count)[0], self.spare)
 
     def _table(self, name: str, rows: int, height: int, columns: int, width: int):
         """`rows` of `height` rows are live over `columns` of `width` columns."""
-        live = {r: self.numbers(name, min(columns, width), r) for r in range(min(rows, height))}
-        return table((height, width), live)
+        return table((height, width), dict(enumerate(self.numbers(name, min(columns, width), min(rows, height)))))
 
+    @cached_property
     def sources(self) -> dict:
         bs, n, rows = len(self.batch), self.n(), self.rows()
         height = n + self.more_rows
@@ -192,7 +192,7 @@ class MetadataCopy(_Copy):
         n = self.n()
         decode = self.mode == DECODE
         return {
-            **self.sources(),
+            **self.sources,
             **self.destinations(self.backend),
             "seqlens_expanded_src": self._vector("seqlens_expanded", n) if self.expanded else None,
             "seqlens_expanded_dst": Output((n + self.row_spare + self.spare,)) if self.expanded else None,
@@ -216,7 +216,7 @@ class MetadataCopyMulti(_Copy):
     def arguments(self) -> dict:
         each = [self.destinations(b) for b in self.backends]
         return {
-            **self.sources(),
+            **self.sources,
             **{name: [buffers[name] for buffers in each] for name in self.destinations(Backend())},
             "bs": len(self.batch),
             "max_len": self.width,

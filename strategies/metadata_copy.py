@@ -7,21 +7,25 @@ from hypothesis import strategies as st
 from oracles.metadata_copy import DECODE, DRAFT_EXTEND, TARGET_VERIFY, Backend, MetadataCopy, MetadataCopyMulti
 from strategies.common import around, batch_floor, lengths, many, spare
 
-PAGE_SIZES = (1, 64, 2, 16, 32, 128)
+PAGE_SIZES = (1, 64, 1, 2, 1, 16, 1, 32, 1, 128)
+PARTS = (3, 40, 1, 5)
+FLASHMLA = (None, PARTS, None, PARTS, PARTS, (0,))  # rows of its metadata; None: no split counts either
+BLOCKS = around(128, 256)  # columns around the blocks of the kernels that precompute and copy
 ITEM_BLOCK = 256  # batches longer than this cross a block of our kernel, and of SGLang's
-TOKENS = st.sampled_from((1, 2, 0, 3, 5, 8))  # query tokens of a request
+TOKENS = st.sampled_from((1, 0, 2, 3, 0, 5, 8))  # query tokens of a request
 
 
 @st.composite
 def _frame(draw) -> dict:
     """Everything but the requests and the backends."""
     page_size = draw(st.sampled_from(PAGE_SIZES))
-    splits = draw(st.sampled_from((False, True)))
+    parts = draw(st.sampled_from(FLASHMLA))
+    width = st.one_of(lengths(*around(page_size, 2 * page_size)), st.sampled_from(BLOCKS))
     return dict(
-        width=draw(lengths(*around(page_size, 2 * page_size), most=2100 if draw(many(12)) else 300)),
+        width=draw(st.integers(1025, 2100) if draw(many(12)) else width),
         page_size=page_size,
-        num_splits=splits,
-        parts=draw(st.sampled_from((0, 1, 3, 40))) if splits else 0,
+        num_splits=parts is not None,
+        parts=draw(st.sampled_from(parts)) if parts else 0,
         more_rows=draw(st.sampled_from((0, 0, 0, 1, 2))),
         more_columns=draw(st.sampled_from((0, 0, 1, 130))),
         spare=draw(spare()),
@@ -35,26 +39,26 @@ def _backends() -> st.SearchStrategy[Backend]:
     return st.builds(Backend, columns=st.sampled_from((0, 1, 5, 130)), pages=st.sampled_from((0, 1, 4)))
 
 
-def _long(draw, frame: dict, requests: tuple[int, ...]) -> tuple[int, ...]:
-    """Now and then more requests than a block of items, with narrow tables."""
-    if draw(many(12)) and requests:
+def _requests(draw, frame: dict, tokens: st.SearchStrategy[int], most: int) -> tuple[int, ...]:
+    """A batch; now and then one of more requests than a block of items, with narrow tables."""
+    requests = tuple(draw(st.lists(tokens, min_size=draw(batch_floor()), max_size=most)))
+    if draw(many(7)) and requests:
         frame.update(repeat=-(-(ITEM_BLOCK + 1) // len(requests)), width=frame["width"] % 35)
-        return tuple(min(tokens, 2) for tokens in requests)
+        return tuple(min(n, 2) for n in requests)
     return requests
 
 
 @st.composite
 def fused_metadata_copy(draw, max_requests: int = 4) -> MetadataCopy:
     """Every mode: decode with as many query tokens as requests or another number, verify with one width, ragged extends."""
-    mode = draw(st.sampled_from((DECODE, DECODE, TARGET_VERIFY, DRAFT_EXTEND)))
+    mode = draw(st.sampled_from((DECODE, TARGET_VERIFY, DRAFT_EXTEND)))
     frame = draw(_frame())
-    tokens = TOKENS
+    tokens = draw(st.sampled_from((TOKENS,) * 7 + (st.just(0),)))
     if mode == TARGET_VERIFY:
         tokens = st.just(draw(st.integers(1, 8)))
     elif mode == DECODE and draw(st.booleans()):
         tokens = st.just(1)
-    requests = tuple(draw(st.lists(tokens, min_size=draw(batch_floor()), max_size=max_requests)))
-    requests = _long(draw, frame, requests)
+    requests = _requests(draw, frame, tokens, max_requests)
     other = draw(st.sampled_from((-1, 0, frame["width"] // 2, frame["width"], frame["width"] + 1)))
     expanded = mode != DECODE or draw(st.booleans())
     return MetadataCopy(requests, forward_mode=mode, other_width=other, expanded=expanded, backend=draw(_backends()), **frame)
@@ -65,10 +69,9 @@ def fused_metadata_copy_multi(draw, max_requests: int = 4) -> MetadataCopyMulti:
     """1 to 6 backends, some of them without a real page table or FlashMLA buffers."""
     frame = draw(_frame())
     tokens = draw(st.sampled_from((st.just(1), TOKENS)))
-    requests = tuple(draw(st.lists(tokens, min_size=draw(batch_floor()), max_size=max_requests)))
-    requests = _long(draw, frame, requests)
-    most = 3 if frame.get("repeat") else 6
-    backends = draw(st.lists(_backends(), min_size=min(draw(st.sampled_from((1, 2, 3, 4))), most), max_size=most))
+    requests = _requests(draw, frame, tokens, max_requests)
+    count = min(draw(st.sampled_from((1, 2, 3, 4, 2, 3, 5, 6))), 2 if frame.get("repeat") else 6)
+    backends = draw(st.lists(_backends(), min_size=count, max_size=count))
     if len(backends) > 1:
         for feature in draw(st.sampled_from(((), (), ("real",), ("flashmla",), ("real", "flashmla")))):
             lacks = draw(st.lists(st.integers(0, len(backends) - 1), min_size=1, max_size=len(backends) - 1, unique=True))
@@ -92,12 +95,13 @@ def _grown(backend: Backend, captured, case) -> Backend:
 
 @st.composite
 def _replayed(draw, captured):
-    """The batch retires request by request, or idles on no token at all; the tables shrink and grow with it."""
+    """The tables shrink and grow, an extend accepts fewer tokens or none; now and then over the contents of before."""
     requests = captured.batch
     if captured.mode == DRAFT_EXTEND:
         requests = tuple(draw(st.integers(0, tokens)) for tokens in requests)
     width = draw(st.one_of(st.sampled_from((0, captured.width)), lengths(most=captured.width)))
-    return _on_the_buffers(captured, requests, width, draw(st.integers(0, 255)))
+    content = draw(st.one_of(st.just(captured.content), st.integers(0, 255)))
+    return _on_the_buffers(captured, requests, width, content)
 
 
 @st.composite
