@@ -65,6 +65,21 @@ def test_far(subject, example, session):
     lanes.fixed(session, subject, example)
 
 
+COMBINATIONS = {
+    f"mode_{mode}-pages_of_{page}-{len(flashmla)}_flashmla": MetadataCopy(
+        (2, 0, 3), width=130, forward_mode=mode, page_size=page, spare=1, backend=Backend(columns=2, pages=1), **flashmla)
+    for mode in (DECODE, TARGET_VERIFY, DRAFT_EXTEND) for page in (1, 64)
+    for flashmla in ({}, {"num_splits": True}, {"num_splits": True, "parts": 3})
+}
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("case", COMBINATIONS.values(), ids=COMBINATIONS)
+def test_every_mode_with_and_without_real_pages_and_flashmla(subject, case, session):
+    """SGLang compiles a kernel for each of them."""
+    lanes.fixed(session, subject, Example((case,)))
+
+
 FULL = dict(width=70, page_size=64, num_splits=True, parts=3)
 WRONG_CALLS = {
     "decode": MetadataCopy((1, 1, 1), expanded=False, **FULL),

@@ -113,18 +113,19 @@ def of_single(example) -> set[str]:
         "lengths in place": bool(example.layout.aliases),
         "pitched plan": example.layout.place("flashmla_metadata_dst").kind in ("pitched", "strided") and case.parts > 1,
     }
-    options = f"mode {case.mode}: real {case.page_size > 1}, FlashMLA {flashmla}"
-    return of_any(example) | {n for n, true in tests.items() if true} | {options}
+    options = {f"mode {case.mode}: {'' if case.page_size > 1 else 'no '}real pages",
+               f"mode {case.mode}: {'' if flashmla else 'no '}FlashMLA"}
+    return of_any(example) | {n for n, true in tests.items() if true} | options
 
 
 def test_single_copies_have_everything():
     seen = drawn(domain.of(CONTRACTS[SINGLE]), of_single, BUDGET)
-    options = [(m, real, flashmla) for m in (0, 1, 2) for real in (False, True) for flashmla in (False, True)]
     every = ANY | {
         "size is not bs in decode", "more tokens than requests", "fewer tokens than requests", "no token", "ragged",
         "more table rows than tokens", "rows that decode leaves", "expanded lengths in decode", "no other width",
         "other width smaller", "other width larger", "a pitch that is not the width", "lengths in place", "pitched plan",
-        *(f"mode {m}: real {real}, FlashMLA {flashmla}" for m, real, flashmla in options), "splits without a plan",
+        "splits without a plan", *(f"mode {m}: {table}" for m in (0, 1, 2) for table in ("real pages", "no real pages")),
+        *(f"mode {m}: {flashmla}" for m in (0, 1, 2) for flashmla in ("FlashMLA", "no FlashMLA")),
     }
     assert sorted(every - set(seen)) == []
     assert seen["2 requests"] > BUDGET * 0.7
