@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracles.metadata_copy import DECODE, DRAFT_EXTEND, TARGET_VERIFY, Backend, MetadataCopy, MetadataCopyMulti
 from strategies.common import around, batch_floor, lengths, many, spare
 
-PAGE_SIZES = (1, 64, 1, 2, 1, 16, 1, 32, 1, 128)
+PAGE_SIZES = (1, 64, 1, 2, 1, 128)
 PARTS = (3, 40, 5, 1)
 FLASHMLA = (None, PARTS, PARTS, PARTS, (0,))  # rows of its metadata; None: no split counts either
 BLOCKS = around(128, 256)  # columns around the blocks of the kernels that precompute and copy
@@ -22,7 +22,7 @@ def _frame(draw) -> dict:
     parts = draw(st.sampled_from(FLASHMLA))
     width = st.one_of(lengths(*around(page_size, 2 * page_size)), st.sampled_from((1, page_size, *BLOCKS)))
     return dict(
-        width=draw(st.integers(1025, 2100) if draw(many(8)) else width),
+        width=draw(st.integers(1025, 2100) if draw(many(10)) else width),
         page_size=page_size,
         num_splits=parts is not None,
         parts=draw(st.sampled_from(parts)) if parts else 0,
@@ -40,12 +40,13 @@ def _backends() -> st.SearchStrategy[Backend]:
 
 
 def _requests(draw, frame: dict, tokens: st.SearchStrategy[int], most: int) -> tuple[int, ...]:
-    """A batch; now and then one of more requests than a block of items, with narrow tables."""
+    """A batch; now and then one of more requests than a block of items, with narrow tables. Large batches and wide tables
+    have at most one token per request, which the interpreter can take."""
     requests = tuple(draw(st.lists(tokens, min_size=draw(batch_floor()), max_size=most)))
-    if draw(many(7)) and requests:
+    if draw(many(9)) and requests:
         frame.update(repeat=-(-(ITEM_BLOCK + 1) // len(requests)), width=frame["width"] % 35)
-        return tuple(min(n, 2) for n in requests)
-    return requests
+    large = "repeat" in frame or frame["width"] > 1024
+    return tuple(min(n, 1) for n in requests) if large else requests
 
 
 @st.composite
@@ -70,7 +71,8 @@ def fused_metadata_copy_multi(draw, max_requests: int = 4) -> MetadataCopyMulti:
     frame = draw(_frame())
     tokens = draw(st.sampled_from((st.just(1), TOKENS)))
     requests = _requests(draw, frame, tokens, max_requests)
-    count = min(draw(st.sampled_from((1, 2, 3, 4, 2, 3, 5, 6))), 2 if frame.get("repeat") else 6)
+    large = "repeat" in frame or frame["width"] > 1024
+    count = min(draw(st.sampled_from((1, 2, 3, 4, 2, 3, 5, 6))), 2 if large else 6)
     backends = draw(st.lists(_backends(), min_size=count, max_size=count))
     if len(backends) > 1:
         for feature in draw(st.sampled_from(((), (), ("real",), ("flashmla",), ("real", "flashmla")))):

@@ -1,14 +1,14 @@
 """The metadata_copy family: differential campaigns, replays on the same buffers, wrong calls, and relations.
 
-| group        | would catch                                                                                        |
-| ------------ | -------------------------------------------------------------------------------------------------- |
-| differential | what the comparison of SGLang #17554 with zero-filled buffers cannot see: cleared tails, index 0 of the |
-|              | prefix sums written, cells not written that are zero; one backend's pitch for all; backends past the third |
-| replays      | work kept from the last batch, tails of a longer one cleared                                       |
-| far          | 32-bit row offsets                                                                                 |
-| outside      | geometry and partners that the CUDA kernel does not check: rows running into rows, null destinations |
-| misuse       | a kernel that accepts what it cannot honour, also of an empty batch                                |
-| relations    | an oracle that is consistently wrong; a precomputed batch that is not the replayed one (#14781, #24635) |
+| group        | would catch                                                                                            |
+| ------------ | ------------------------------------------------------------------------------------------------------ |
+| differential | what SGLang #17554 cannot see by comparing slices of zero-filled buffers: cleared tails, a written     |
+|              | index 0 of the prefix sums; one backend's pitch used for all, backends past the third                  |
+| replays      | a batch taken for the one before (#26313), tails of a longer one cleared                               |
+| far          | 32-bit row offsets                                                                                     |
+| outside      | geometry and partners that the CUDA kernel leaves unchecked: rows running into rows, null destinations |
+| misuse       | a kernel that accepts what it cannot honour, also of an empty batch                                    |
+| relations    | an oracle that is consistently wrong; a precomputed batch that is not the replayed one (#14781)        |
 """
 
 from dataclasses import replace
