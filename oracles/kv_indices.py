@@ -438,11 +438,13 @@ def slots_exist(source: str) -> Precondition:
                         lambda c: first_request(c, slot=c.slots + 3))
 
 
-TABLE = Arg("req_to_token", Role.IN, ("1", "0"), INT32, "KV slot of every token of every request", ROWS_STRIDED)
-POOL = Arg("req_pool_indices", Role.IN, ("bs",), INT, "row of req_to_token that each request owns", ANY_STRIDES)
-LENS = Arg("paged_kernel_lens", Role.IN, ("bs",), INT, "tokens of each request", ANY_STRIDES)
+TABLE = Arg("req_to_token", Role.IN, ("1", "0"), INT32, "KV slot of every token of every request", ROWS_STRIDED,
+            cells="live, slack, forbidden")
+POOL = Arg("req_pool_indices", Role.IN, ("bs",), INT, "row of req_to_token that each request owns", ANY_STRIDES,
+           cells="live, slack")
+LENS = Arg("paged_kernel_lens", Role.IN, ("bs",), INT, "tokens of each request", ANY_STRIDES, cells="live, slack")
 STARTS = Arg("kv_start_idx", Role.IN, ("bs",), INT, "first column of each request", ANY_STRIDES,
-             optional="every request starts at column 0")
+             optional="every request starts at column 0", cells="live, slack")
 
 CREATE_FLASHINFER_KV_INDICES = Contract(
     name="create_flashinfer_kv_indices",
@@ -453,9 +455,10 @@ CREATE_FLASHINFER_KV_INDICES = Contract(
     oracle=create_flashinfer_kv_indices,
     args=(
         TABLE, POOL, LENS,
-        Arg("kv_indptr", Role.IN, ("bs + 1",), INT32, "where each request's range starts, and the end", ANY_STRIDES),
+        Arg("kv_indptr", Role.IN, ("bs + 1",), INT32, "where each request's range starts, and the end", ANY_STRIDES,
+            cells="live, slack"),
         STARTS,
-        Arg("kv_indices", Role.OUT, ("0",), INT, "KV slots", UNIT_STRIDE),
+        Arg("kv_indices", Role.OUT, ("0",), INT, "KV slots", UNIT_STRIDE, cells="written, untouched"),
     ),
     scalars=(Scalar("bs", "requests in the batch"),),
     preconditions=(
@@ -483,7 +486,7 @@ CREATE_FLASHMLA_KV_INDICES = Contract(
     oracle=create_flashmla_kv_indices,
     args=(
         TABLE, POOL, LENS, STARTS,
-        Arg("kv_indices", Role.OUT, ("bs", "0"), INT32, "pages of each request", FAR_ROWS),
+        Arg("kv_indices", Role.OUT, ("bs", "0"), INT32, "pages of each request", FAR_ROWS, cells="written, untouched"),
     ),
     scalars=(Scalar("bs", "requests in the batch"), Scalar("page_size", "tokens per page: a power of two up to 4096")),
     preconditions=(
@@ -509,10 +512,12 @@ GENERATE_DRAFT_DECODE_KV_INDICES = Contract(
     oracle=generate_draft_decode_kv_indices,
     args=(
         TABLE, replace(POOL, shape=("num_seqs",)), replace(LENS, shape=("num_seqs",)),
-        Arg("positions", Role.IN, ("branches",), INT, "position of every branch: its request's length", ANY_STRIDES),
-        Arg("kv_indices", Role.OUT, ("steps", "drafts"), INT, "KV slots, one row per draft step", FAR_ROWS),
+        Arg("positions", Role.IN, ("branches",), INT, "position of every branch: its request's length", ANY_STRIDES,
+            cells="live, slack"),
+        Arg("kv_indices", Role.OUT, ("steps", "drafts"), INT, "KV slots, one row per draft step", FAR_ROWS,
+            cells="written, untouched"),
         Arg("kv_indptr", Role.OUT, ("steps", "branches + 1"), INT32, "where each branch ends; index 0 is not written",
-            ROWS_STRIDED),
+            ROWS_STRIDED, cells="written, untouched"),
     ),
     scalars=(
         Scalar("num_seqs", "requests in the (padded) batch"),

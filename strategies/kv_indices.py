@@ -110,7 +110,7 @@ def create_flashmla_kv_indices_replay(draw, captured: FlashmlaKvIndices) -> Flas
     padding = st.builds(Req, slot=st.one_of(st.just(0), _slot_of(captured)), length=st.just(min(1, most)))
     real = draw(st.lists(request, max_size=count, unique_by=lambda r: r.slot))
     batch = (*real, *draw(st.lists(padding, min_size=count - len(real), max_size=count - len(real))))
-    case = replace(captured, requests=batch, repeat=1, table_extra=1, content=draw(st.integers(0, 255)))
+    case = replace(captured, requests=batch, repeat=1, content=draw(st.integers(0, 255)))
     return replace(case, row_extra=captured.row_width() - case.pages())
 
 
@@ -124,5 +124,5 @@ def generate_draft_decode_kv_indices_replay(draw, captured: DraftDecode) -> Draf
         room -= lens[-1]
     slots = draw(st.lists(_slot_of(captured), min_size=len(lens), max_size=len(lens)))
     batch = tuple(Req(slot, length) for slot, length in zip(slots, draw(st.permutations(lens))))
-    case = replace(captured, requests=batch, repeat=1, row_extra=0, table_extra=1, content=draw(st.integers(0, 255)))
+    case = replace(captured, requests=batch, repeat=1, row_extra=0, content=draw(st.integers(0, 255)))
     return replace(case, row_extra=captured.needed() + captured.row_extra - case.needed())

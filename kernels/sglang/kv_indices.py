@@ -127,8 +127,12 @@ def _pages(fields: dict) -> int:
 
 def _within_32_bits(name: str, fields: dict, places: dict):
     """The row of the table is addressed in the dtype of req_pool_indices, the row of kv_indices by a 32-bit program id."""
-    if name == "create_flashmla_kv_indices" and places.get("kv_indices", {}).get("kind") == "far":
-        return "block tables below 2^31 elements (`pid * kv_indices_ptr_stride`)"
+    if places.get("kv_indices", {}).get("kind") == "far":
+        if name == "create_flashmla_kv_indices":
+            return "block tables below 2^31 elements (`pid * kv_indices_ptr_stride`)"
+        # #27475 on asserts for a row that "kv_indices flat offset would overflow int32": below that, offsets must be right.
+        if not _new or fields["num_steps"] + fields["row_spare"] <= 2:
+            return "rows of kv_indices below 2^31 elements (`kv_indices_stride * iters`)"
     if name == "create_flashinfer_kv_indices" and _new:
         return True  # widens the index itself
     far = fields["slots"] * (fields["table_extra"] + 4000) >= 2**31
