@@ -455,7 +455,7 @@ CREATE_FLASHINFER_KV_INDICES = Contract(
     oracle=create_flashinfer_kv_indices,
     args=(
         TABLE, POOL, LENS,
-        Arg("kv_indptr", Role.IN, ("bs + 1",), INT32, "where each request's range starts, and the end", ANY_STRIDES,
+        Arg("kv_indptr", Role.IN, ("bs + 1",), INT, "where each request's range starts, and the end", ANY_STRIDES,
             cells="live, slack"),
         STARTS,
         Arg("kv_indices", Role.OUT, ("0",), INT, "KV slots", UNIT_STRIDE, cells="written, untouched"),
