@@ -75,7 +75,8 @@ class _Batch(Case):
         for r in self.batch:
             if 0 <= r.slot < self.slots:
                 live[r.slot] = max(live.get(r.slot, 0), min(self.reach(r), self.columns()))
-        return table((self.slots, self.columns()), {s: kv_slots(self.content, s + 1, n, aligned=False) for s, n in live.items()})
+        rows = {s: kv_slots(self.content, s + 1, n, aligned=False) for s, n in live.items()}
+        return table((self.slots, self.columns()), rows)
 
     def of_cell(self, cell: int, counts: list[int]) -> str:
         """Whose a cell of a ragged list is."""
@@ -525,8 +526,8 @@ def _too_narrow(case):
     return replace(case, table_extra=-(-needed // 2)) if needed >= 2 else None
 
 
-def _pool(cells: str = "live, slack") -> Arg:
-    return Arg("req_pool_indices", Role.IN, ("bs",), INT, "row of req_to_token that each request owns", ANY_STRIDES, cells=cells)
+def _pool() -> Arg:
+    return _of_batch("req_pool_indices", "row of req_to_token that each request owns")
 
 
 def _of_batch(name: str, doc: str, **more) -> Arg:
@@ -660,7 +661,7 @@ ASSIGN_DRAFT_CACHE_LOCS = Contract(
         _of_batch("num_new_pages_per_topk", "pages of each branch, the copied partial page included", optional=_DERIVED),
         Arg("out_cache_loc", Role.INOUT, ("drafts",), INT, "before: new slots, request after request; after: the drafts' slots "
             "in front", UNIT_STRIDE, cells="live, slack, written, untouched"),
-        Arg("source_cache_loc", Role.OUT, ("0",), INT, "slots to copy from: the last partial page, once per branch but the first",
+        Arg("source_cache_loc", Role.OUT, ("0",), INT, "slots to copy from: the partial page, for every branch but the first",
             UNIT_STRIDE, optional=_DERIVED, cells="written, untouched"),
         Arg("target_cache_loc", Role.OUT, ("0",), INT, "slots to copy to", UNIT_STRIDE, optional=_DERIVED,
             cells="written, untouched"),
@@ -671,7 +672,8 @@ ASSIGN_DRAFT_CACHE_LOCS = Contract(
     preconditions=(
         slots_exist("assign_draft_cache_locs: unchecked"),
         _TOKENS_IN_TABLE,
-        Precondition("derived inputs agree", "extend_lens, num_new_pages_per_topk and last_page_lens_cumsum follow from seq_lens",
+        Precondition("derived inputs agree",
+                     "extend_lens, num_new_pages_per_topk and last_page_lens_cumsum follow from seq_lens",
                      "get_last_loc_large_page_size_large_top_k computes them",
                      lambda c: replace(c, extend_slip=3) if c.paged() and c.batch else None),
         Precondition("out_cache_loc holds every new slot", "the sum of extend_lens <= len(out_cache_loc)", "unchecked",

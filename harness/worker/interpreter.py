@@ -41,7 +41,7 @@ def loop_bounds_from_memory(interpreter) -> None:
 def poison_masked_lanes(interpreter) -> None:
     """A masked load without `other` is undefined on hardware; the interpreter gives 0, which hides missing masks.
 
-    `other=0` of a load with one lane is there all the same: Triton asks for its truth, and in the interpreter that is its value.
+    `other=0` of a load with one lane counts as given: Triton asks for its truth, which in the interpreter is its value.
     """
     builder, semantic = interpreter.InterpreterBuilder, type(interpreter.interpreter_semantic)
     stock, stock_load = builder.create_masked_load, semantic.load

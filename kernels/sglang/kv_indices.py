@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import torch
 import triton
-import triton.language as tl
 
 from . import _upstream
 
