@@ -10,7 +10,7 @@ import triton.language as tl
 
 from . import _checks as checks
 
-BLOCK, BLOCK_REQUESTS, MOST_SPLITS = 1024, 32, 32
+BLOCK, DRAFT_BLOCK, BLOCK_REQUESTS, MOST_SPLITS = 1024, 512, 32, 32
 MOST_PAGE_SIZE = 4096
 
 
@@ -146,32 +146,32 @@ def _draft_decode(req_to_token, req_pool_indices, lens, positions, kv_indices, k
     there = (slot >= 0) & (slot < slots)
     source = req_to_token + slot * row_stride
 
-    # The request's own tokens: a block is loaded once and stored for every step and branch.
+    # The request's own tokens: a block is loaded once and stored for every step (down) and branch.
+    step = tl.arange(0, BLOCK_STEPS)[:, None].to(tl.int64)
+    row = kv_indices + step * out_row_stride
+    first = topk * before + (zero + request) * topk * (step + 1)
     held = tl.where(there, tl.minimum(length, columns), 0).to(tl.int32)
     lanes = part * BLOCK + tl.arange(0, BLOCK)
     for begin in range(0, held - part * BLOCK, tl.num_programs(1) * BLOCK):
-        token = (begin + lanes).to(tl.int64)
+        token = (begin + lanes).to(tl.int64)[None, :]
         tokens = tl.load(source + token * column_stride, mask=token < held, other=0)
-        for step in range(0, num_steps):
-            row = kv_indices + (zero + step) * out_row_stride
-            for branch in range(0, topk):
-                cell = topk * before + (zero + request) * topk * (step + 1) + branch * (length + step + 1) + token
-                tl.store(row + cell * out_column_stride, tokens, mask=(token < held) & (cell < width))
+        for branch in range(0, topk):
+            cell = first + branch * (length + step + 1) + token
+            tl.store(row + cell * out_column_stride, tokens, mask=(step < num_steps) & (token < held) & (cell < width))
 
     if part == 0:
         # The draft tokens of each branch, up to each step.
         partial = length % page_size
         pages = (partial + num_steps + page_size - 1) // page_size
         apart = tl.where((page_size == 1) | (topk == 1), num_steps, pages * page_size)
-        draft = tl.arange(0, BLOCK_STEPS)
+        draft = tl.arange(0, BLOCK_STEPS)[None, :].to(tl.int64)
         for branch in range(0, topk):
             column = length + branch * apart + draft
-            tokens = tl.load(source + column * column_stride, mask=there & (draft < num_steps) & (column < columns), other=0)
-            for step in range(0, num_steps):
-                row = kv_indices + (zero + step) * out_row_stride
-                cell = topk * before + (zero + request) * topk * (step + 1) + branch * (length + step + 1) + length + draft
-                tl.store(row + cell * out_column_stride, tokens,
-                         mask=there & (draft <= step) & (column < columns) & (cell < width))
+            known = there & (draft < num_steps) & (column < columns)
+            tokens = tl.load(source + column * column_stride, mask=known, other=0)
+            cell = first + branch * (length + step + 1) + length + draft
+            tl.store(row + cell * out_column_stride, tokens,
+                     mask=known & (step < num_steps) & (draft <= step) & (cell < width))
 
         # Where each branch ends. Index 0 is the captured buffer's zero.
         end = zero
@@ -216,11 +216,11 @@ def generate_draft_decode_kv_indices(*, req_to_token, req_pool_indices, paged_ke
     if num_seqs == 0:
         return
     width = kv_indices.shape[1]
-    _draft_decode[(num_seqs, _splits(min(columns, width), BLOCK))](
+    _draft_decode[(num_seqs, _splits(min(columns, width), DRAFT_BLOCK))](
         req_to_token, req_pool_indices, paged_kernel_lens, positions, kv_indices, kv_indptr, num_seqs, topk, num_steps,
         page_size, slots, columns, width, req_to_token.stride(0), req_to_token.stride(1), req_pool_indices.stride(0),
         paged_kernel_lens.stride(0), positions.stride(0), kv_indices.stride(0), kv_indices.stride(1), kv_indptr.stride(0),
-        kv_indptr.stride(1), BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK=BLOCK, BLOCK_STEPS=triton.next_power_of_2(num_steps))
+        kv_indptr.stride(1), BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK=DRAFT_BLOCK, BLOCK_STEPS=triton.next_power_of_2(num_steps))
 
 
 def draft_decode_slices(*, seq_lens, seq_lens_sum, topk, num_steps, row_width):

@@ -80,7 +80,7 @@ def generate_draft_decode_kv_indices(draw, max_programs: int = 16) -> DraftDecod
         frame.update(repeat=-(-(REQUEST_BLOCK + 1) // len(batch)))
         num_steps, topk = 1, draw(st.sampled_from((1, 2)))
     elif draw(many(12)) and batch:
-        batch = (replace(batch[0], length=draw(st.sampled_from((1025, 1024, 2049)))), *batch[1:])
+        batch = (replace(batch[0], length=draw(st.sampled_from((1025, 512, 513)))), *batch[1:])
         num_steps, topk = draw(st.sampled_from(((2, 1), (1, 2))))
     return DraftDecode(batch, topk=topk, num_steps=num_steps, row_extra=draw(st.sampled_from((0, 0, 1, 40))),
                        row_spare=draw(st.sampled_from((0, 0, 2))), **frame)

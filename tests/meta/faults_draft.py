@@ -64,13 +64,11 @@ def _draft(*, req_pool_indices, req_to_token, seq_lens, out_cache_loc, source_ca
 # -- assign_req_to_token_pool, assign_extend_cache_locs -----------------------------------------------------------------
 
 
-def offsets_of_one_length(*, bs, start_offset, end_offset, **call):
-    """Every request's tokens are looked for behind as many as the first request has."""
-    each = int(end_offset[0] - start_offset[0]) if bs else 0
-    total = len(call["out_cache_loc"])
-    for i, (slot, start, end, _) in enumerate(_ranges(call["req_pool_indices"], start_offset, end_offset, bs)):
-        first = min(i * each, total - (end - start))
-        call["req_to_token"][slot, start:end] = call["out_cache_loc"][first : first + end - start].int()
+def offsets_of_one_length(*, bs, start_offset, end_offset, req_to_token, req_pool_indices, out_cache_loc):
+    """A request's tokens are looked for as if those before it had as many as it has."""
+    for i, (slot, start, end, _) in enumerate(_ranges(req_pool_indices, start_offset, end_offset, bs)):
+        first = min(i * (end - start), len(out_cache_loc) - (end - start))
+        req_to_token[slot, start:end] = out_cache_loc[first : first + end - start].int()
 
 
 def row_cleared_behind(*, req_to_token, **call):

@@ -125,7 +125,7 @@ def test_drafts_have_every_tree_and_page():
             "a full page": paged and any(n and n % page == 0 for n in lengths),
             "a branch of 2 pages": paged and any(n % page + case.num_steps > page for n in lengths),
             "more than a block of requests": len(case.batch) > 32,
-            "a row of 1,024 and more": any(n > 1024 for n in lengths),
+            "more than a block of tokens": any(n > 512 for n in lengths),
             "far steps": "far" in kinds and case.num_steps > 2,
             "spare rows": case.row_spare,
         }
@@ -134,7 +134,7 @@ def test_drafts_have_every_tree_and_page():
 
     seen = drawn(domain.of(CONTRACTS[DRAFT]), labels, BUDGET)
     needed = EVERY | {"exactly wide enough", "branches with pages", "a partial page", "a full page", "a branch of 2 pages",
-                      "more than a block of requests", "a row of 1,024 and more", "far steps", "spare rows", "int64 output",
+                      "more than a block of requests", "more than a block of tokens", "far steps", "spare rows", "int64 output",
                       *(f"{n} steps" for n in (1, 2, 3, 4, 5, 8)), *(f"top-k {k}" for k in (1, 2, 3, 4, 8)),
                       *(f"page size {p}" for p in (1, 2, 4, 16, 32, 64, 128))}
     assert sorted(needed - set(seen)) == []
