@@ -13,6 +13,7 @@ import triton.language as tl
 from . import _checks as checks
 
 BLOCK, BLOCK_REQUESTS = 128, 32
+COST = {"assign_draft_cache_locs": {"launches": 2}}
 
 
 @triton.jit(do_not_specialize=["slots", "columns", "cells", "pool_stride", "row_stride", "column_stride", "start_stride",
