@@ -3,6 +3,7 @@ silently, and `tests/meta` shows each of them failing alone."""
 
 import numpy as np
 
+from harness import floats
 from harness.contract import Role, base_name
 from harness.findings import Difference, Found
 from harness.layout import Observed, Placed, View
@@ -24,15 +25,15 @@ def states(placed: Placed, observed: Observed, expected: dict[str, Cells], case)
 
 def _wrong_cells(placed: Placed, observed: Observed, name: str, cells: Cells) -> tuple[np.ndarray, list[Found]]:
     before, after = _whole(placed, name, None), _whole(placed, name, observed)
-    state, value = cells.state.reshape(-1), cells.value.reshape(-1)
-    differs = _differs(after, value.astype(after.dtype))
-    changed = _differs_bytes(after, before)
-    wrong = np.where(state == State.WRITTEN, differs, (state == State.UNTOUCHED) & changed)
+    view = placed.views[name]
+    state, value = cells.state.reshape(-1), floats.rounded(cells.value.reshape(-1), view.name)
+    meant = floats.decode(after, view.name)
+    wrong = np.where(state == State.WRITTEN, _differs(meant, value), (state == State.UNTOUCHED) & _differs_bytes(after, before))
     found = []
     for members, judge in cells.judges:
-        complaint = judge.complaint(after[members])
+        complaint = judge.complaint(meant[members])
         if complaint:
-            cell = cell_name(placed.views[name], int(members[0]))
+            cell = cell_name(view, int(members[0]))
             found.append(Found("states", base_name(name), f"{name}{cell} and the cells judged with it: {complaint}"))
     return np.flatnonzero(wrong), found
 
@@ -50,7 +51,7 @@ def _differs_bytes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _whole(placed: Placed, name: str, observed: Observed | None) -> np.ndarray:
-    """All cells of an output, in logical order."""
+    """The bits of all cells of an output, in logical order."""
     runs = placed.cells(name, observed.windows if observed else None)
     parts = [runs[start] for start in sorted(runs)]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=placed.views[name].dtype)
@@ -59,12 +60,13 @@ def _whole(placed: Placed, name: str, observed: Observed | None) -> np.ndarray:
 def _describe_cells(placed, observed, name, cells: Cells, wrong: np.ndarray, case) -> Found:
     before, after = _whole(placed, name, None), _whole(placed, name, observed)
     view = placed.views[name]
+    was, now = floats.decode(before, view.name), floats.decode(after, view.name)
     rows = []
     for flat in wrong[:MOST_DIFFERENCES].tolist():
         index = tuple(int(i) for i in np.unravel_index(flat, view.shape))
         state = State(int(cells.state.reshape(-1)[flat]))
-        must = cells.value.reshape(-1)[flat] if state is State.WRITTEN else before[flat]
-        rows.append(Difference(cell_name(view, flat), str(must), str(after[flat]), state.name, case.meaning(name, index)))
+        must = floats.rounded(cells.value.reshape(-1)[flat], view.name) if state is State.WRITTEN else was[flat]
+        rows.append(Difference(cell_name(view, flat), str(must), str(now[flat]), state.name, case.meaning(name, index)))
     first = rows[0]
     where = f"{name}{first.cell}"
     because = f"; {first.meaning}" if first.meaning else ""
@@ -96,7 +98,7 @@ def inputs(placed: Placed, observed: Observed) -> list[Found]:
             changed = np.flatnonzero(_differs_bytes(after[start], before))
             if len(changed):
                 flat = start + int(changed[0])
-                was, now = before[changed[0]], after[start][changed[0]]
+                was, now = (floats.decode(cells[changed[0]], view.name) for cells in (before, after[start]))
                 found.append(Found("inputs", base_name(name),
                                    f"the input {name}{cell_name(view, flat)} was changed from {was} to {now}"))
                 break
@@ -127,10 +129,12 @@ def _tensor_at(placed: Placed, block: int) -> str:
 
 def position(view: View, byte: int) -> str:
     """Where a byte lies relative to a tensor: `[row 3, col 129]: row has 128 columns`, or `[8]: it has 8 elements`."""
-    index, _ = view.locate(byte)
-    if len(view.shape) == 1:
+    index = view.locate(byte)
+    if len(index) == 1:
         return f"[{index[0]}]: it has {view.shape[0]} elements"
-    return f"[row {index[0]}, col {index[1]}]: it has {view.shape[0]} rows of {view.shape[1]} columns"
+    if len(index) == 2:
+        return f"[row {index[0]}, col {index[1]}]: it has {view.shape[0]} rows of {view.shape[1]} columns"
+    return f"[{', '.join(map(str, index))}]: its shape is {view.shape}"
 
 
 def interference(first: tuple[Placed, Observed], second: tuple[Placed, Observed], expected: dict[str, Cells],
@@ -138,17 +142,16 @@ def interference(first: tuple[Placed, Observed], second: tuple[Placed, Observed]
     """Check 4: with other prior outputs and other slack, the LIVE-determined cells are the same, the rest untouched."""
     found = []
     for name, cells in expected.items():
-        a, b = (_whole(p, name, o) for p, o in (first, second))
-        prior = _whole(second[0], name, None)
+        view = first[0].views[name]
+        bits, prior_bits = _whole(second[0], name, second[1]), _whole(second[0], name, None)
+        a, b, prior = (floats.decode(x, view.name) for x in (_whole(first[0], name, first[1]), bits, prior_bits))
         state = cells.state.reshape(-1)
-        moved = (state == State.WRITTEN) & _differs_bytes(a, b)
-        touched = (state == State.UNTOUCHED) & _differs_bytes(b, prior)
+        moved = (state == State.WRITTEN) & _differs(a, b)
+        touched = (state == State.UNTOUCHED) & _differs_bytes(bits, prior_bits)
         wrong = np.flatnonzero(moved | touched)
         if len(wrong):
             flat = int(wrong[0])
-            view = first[0].views[name]
-            index = tuple(int(i) for i in np.unravel_index(flat, view.shape))
-            meaning = case.meaning(name, index)
+            meaning = case.meaning(name, tuple(int(i) for i in np.unravel_index(flat, view.shape)))
             what = (f"is {a[flat]} or {b[flat]}, depending on what outputs and unused input cells held before" if moved[flat]
                     else f"was overwritten ({prior[flat]} became {b[flat]}) when memory held other values before")
             found.append(Found("interference", base_name(name),

@@ -32,4 +32,6 @@ def poison(seed: int, name: str, index: np.ndarray, dtype: np.dtype) -> np.ndarr
     """Cells of any dtype whose bits are the low bits of the hash (floats may be NaN or infinite)."""
     dtype = np.dtype(dtype)
     raw = cells(seed, name, index).view(np.uint8).reshape(-1, 8)[:, : dtype.itemsize]
+    if dtype.kind == "b":
+        raw = raw & 1
     return np.ascontiguousarray(raw).view(dtype).reshape(-1)

@@ -4,12 +4,13 @@ A `Layout` is drawn beside the case. `place` turns both into blocks (one allocat
 what a window does not cover is zero, so a 16 GiB table costs only the rows that matter.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness import hashing
+from harness import floats, hashing
 from harness.contract import Contract, Role, tensors_of
 from harness.tensors import Input, Region
 
@@ -27,7 +28,8 @@ class Place:
     """How one tensor is laid out.
 
     kind   contiguous | offset (starts inside its storage) | pitched (row pitch wider than the row) |
-           strided (every second element) | expanded (one element, stride 0) | far (last row past 2^31 elements)
+           strided (every second element) | expanded (equal elements or rows are one, stride 0) |
+           far (last row past 2^31 elements)
     guard  which end lies flush against inaccessible memory
     """
 
@@ -59,36 +61,45 @@ _DEFAULT = Place()
 
 @dataclass(frozen=True)
 class View:
-    """A strided tensor inside a block. Offsets and strides are in elements; `start` is the first cell's byte."""
+    """A strided tensor inside a block. Offsets and strides are in elements; `start` is the first cell's byte.
+
+    A row is everything under one first index; the cells of a row lie `strides[-1]` apart. `name` is the dtype's name,
+    `dtype` the NumPy dtype of its bits.
+    """
 
     block: int
     start: int
     storage_offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    dtype: np.dtype
+    name: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        return floats.storage(self.name)
 
     @property
     def columns(self) -> int:
-        return self.shape[-1]
+        return row_cells(self.shape)
 
     def byte_of(self, flat: int) -> int:
         """The byte where the cell with flat logical index `flat` starts."""
         index = np.unravel_index(flat, self.shape)
         return self.start + self.dtype.itemsize * sum(int(i) * s for i, s in zip(index, self.strides))
 
-    def locate(self, byte: int) -> tuple[tuple[int, ...], bool]:
-        """The logical index nearest to a byte, as (row, column) or (cell,), and whether the byte lies in that cell."""
-        element = (byte - self.start) // self.dtype.itemsize
-        step = self.strides[-1] or 1
-        if len(self.shape) == 1:
-            index, inside = (element // step,), element % step == 0 and 0 <= element // step < self.shape[0]
-        else:
-            pitch = self.strides[0] or 1
-            row = min(max(element // pitch, 0), self.shape[0] - 1)
-            column, rest = divmod(element - row * pitch, step)
-            index, inside = (row, column), rest == 0 and 0 <= column < self.shape[1] and row * pitch <= element
-        return tuple(int(i) for i in index), bool(inside)
+    def locate(self, byte: int) -> tuple[int, ...]:
+        """The logical index nearest to a byte; the last one may lie outside the tensor."""
+        rest = (byte - self.start) // self.dtype.itemsize
+        index = []
+        for size, stride in zip(self.shape[:-1], self.strides[:-1]):
+            index.append(min(max(rest // stride, 0), size - 1) if stride else 0)
+            rest -= index[-1] * stride
+        return (*index, rest // (self.strides[-1] or 1))
+
+
+def row_cells(shape: tuple[int, ...]) -> int:
+    """The cells of one row: of everything under one first index."""
+    return shape[0] if len(shape) == 1 else math.prod(shape[1:])
 
 
 @dataclass
@@ -138,7 +149,7 @@ class Placed:
             "windows": [[w.block, w.offset, len(w.image)] for w in self.windows],
             "tensors": {
                 n: {"block": v.block, "start": v.start, "storage_offset": v.storage_offset, "shape": list(v.shape),
-                    "strides": list(v.strides), "dtype": v.dtype.name}
+                    "strides": list(v.strides), "dtype": v.name}
                 for n, v in self.views.items()
             },
             "access": self.access,
@@ -191,20 +202,21 @@ class _Builder:
         if alias_of is not None:
             self._share(name, tensor, alias_of)
         else:
-            self._allocate(name, tensor, spot, np.dtype(spot.dtype or arg.dtypes[0]))
+            self._allocate(name, tensor, spot, spot.dtype or arg.dtypes[0])
             self._fill(name, tensor)
         self._grant(name, tensor, arg.role)
 
-    def _allocate(self, name, tensor, spot: Place, dtype: np.dtype) -> None:
+    def _allocate(self, name, tensor, spot: Place, dtype_name: str) -> None:
         strides, storage_offset = strides_of(spot.kind, tensor)
-        cells = int(np.prod(tensor.shape))
+        dtype = floats.storage(dtype_name)
+        cells = math.prod(tensor.shape)
         reach = sum((n - 1) * s for n, s in zip(tensor.shape, strides)) + 1 if cells else 0
         extent = reach * dtype.itemsize
         size = -(-(extent + LEAD) // PAGE) * PAGE
         start = size - extent if spot.guard == "right" else storage_offset * dtype.itemsize
         self.sizes.append(size)
         self.guards.append(spot.guard)
-        view = View(len(self.sizes) - 1, start, storage_offset, tensor.shape, strides, dtype)
+        view = View(len(self.sizes) - 1, start, storage_offset, tensor.shape, strides, dtype_name)
         self.views[name] = view
         self.pieces[name] = []
         if size <= DENSE_LIMIT:
@@ -214,11 +226,12 @@ class _Builder:
 
     def _dense(self, name: str, view: View) -> None:
         window = self._window(name, view.block, 0, self.sizes[view.block])
-        rows, columns = (1, view.columns) if len(view.shape) == 1 else view.shape
-        if len(view.shape) == 2 and view.strides[0] == columns * view.strides[1]:
+        rows, columns = (1 if len(view.shape) == 1 else view.shape[0]), view.columns
+        pitch = 0 if rows == 1 else view.strides[0]
+        if pitch == columns * view.strides[-1]:
             rows, columns = 1, rows * columns  # the rows follow one another without a gap
         for r in range(rows if columns else 0):
-            offset = view.start + r * (view.strides[0] if len(view.shape) == 2 else 0) * view.dtype.itemsize
+            offset = view.start + r * pitch * view.dtype.itemsize
             step = view.strides[-1] * view.dtype.itemsize
             self.pieces[name].append(Piece(window, r * columns, columns, offset, step))
 
@@ -250,7 +263,8 @@ class _Builder:
                 if lo >= hi or span.region is Region.FORBIDDEN:
                     continue
                 if span.region is Region.LIVE:
-                    cells[lo - start : hi - start] = span.values[lo - span.start : hi - span.start]
+                    values = span.values[lo - span.start : hi - span.start]
+                    cells[lo - start : hi - start] = floats.encode(values, self.views[name].name)
                 else:
                     cells[lo - start : hi - start] = self._slack(name, np.arange(lo, hi))
 
@@ -259,14 +273,19 @@ class _Builder:
         if not runs:
             return {}
         index = np.concatenate([np.arange(start, start + len(cells)) for start, cells in runs.items()])
-        values = hashing.poison(self.seed, f"{name}/prior/{self.run}", index, self.views[name].dtype)
+        values = self._bits(name, "prior", index)
         cuts = np.cumsum([len(cells) for cells in runs.values()])[:-1]
         return dict(zip(runs, np.split(values, cuts)))
 
     def _slack(self, name: str, index: np.ndarray) -> np.ndarray:
-        """Plausible leftovers: non-negative, of every magnitude, different in each run."""
+        """Plausible leftovers: non-negative integers of every magnitude, any bits of a float; different in each run."""
+        if floats.is_float(self.views[name].name):
+            return self._bits(name, "slack", index)
         raw = hashing.cells(self.seed, f"{name}/slack/{self.run}", index)
         return ((raw & np.uint64(0x7FFFFFFF)) >> (raw >> np.uint64(59))).astype(np.int64)
+
+    def _bits(self, name: str, what: str, index: np.ndarray) -> np.ndarray:
+        return hashing.poison(self.seed, f"{name}/{what}/{self.run}", index, self.views[name].dtype)
 
     def _cells(self, name: str) -> dict[int, np.ndarray]:
         view = self.views[name]
@@ -276,7 +295,7 @@ class _Builder:
     def _share(self, name: str, tensor, other: str) -> None:
         view = self.views[other]
         shape = (min(tensor.shape[0], view.shape[0]),)
-        self.views[name] = View(view.block, view.start, view.storage_offset, shape, view.strides, view.dtype)
+        self.views[name] = View(view.block, view.start, view.storage_offset, shape, view.strides, view.name)
         self.pieces[name] = [Piece(p.window, p.start, min(p.count, shape[0]), p.offset, p.step) for p in self.pieces[other]]
 
     def _grant(self, name: str, tensor, role: Role) -> None:
@@ -287,7 +306,7 @@ class _Builder:
             extra = WRITE if role is Role.INOUT else 0
             spans = [(s.start, s.stop, may[s.region] | (extra if s.region is Region.LIVE else 0)) for s in tensor.spans]
         else:
-            spans = [(0, int(np.prod(view.shape)), WRITE)]
+            spans = [(0, math.prod(view.shape), WRITE)]
         for start, stop, flags in spans:
             for lo, hi in _by_row(start, stop, view.columns):
                 step = view.strides[-1] * view.dtype.itemsize
@@ -299,16 +318,17 @@ def strides_of(kind: str, tensor) -> tuple[tuple[int, ...], int]:
     shape = tensor.shape
     storage_offset = 3 if kind == "offset" else 0
     step = 2 if kind == "strided" else 1
-    if kind == "expanded" and len(shape) == 1 and _constant(tensor):
-        return (0,), 0
     if len(shape) == 1:
-        return (step,), storage_offset
-    pitch = shape[1] * step
-    if kind in ("pitched", "strided"):
+        return (0 if kind == "expanded" and _constant(tensor) else step,), storage_offset
+    inner = [step * math.prod(shape[k + 1 :]) for k in range(1, len(shape))]
+    pitch = row_cells(shape) * step
+    if kind == "expanded" and _equal_rows(tensor):
+        pitch = 0
+    elif kind in ("pitched", "strided"):
         pitch += 5
     elif kind == "far" and shape[0] > 1:
         pitch = max(pitch, FAR_ELEMENTS // (shape[0] - 1) + 7)
-    return (pitch, step), storage_offset
+    return (pitch, *inner), storage_offset
 
 
 def _constant(tensor) -> bool:
@@ -319,11 +339,24 @@ def _constant(tensor) -> bool:
     return all(s.region is Region.LIVE for s in live) and len({v for s in live for v in s.values.tolist()}) == 1
 
 
+def _equal_rows(tensor) -> bool:
+    """Whether one stored row can stand for every row of the tensor."""
+    if not isinstance(tensor, Input):
+        return False
+    columns = row_cells(tensor.shape)
+    rows: list[list] = [[] for _ in range(tensor.shape[0])]
+    for span in tensor.spans:
+        for lo, hi in _by_row(span.start, span.stop, columns):
+            values = None if span.values is None else span.values[lo - span.start : hi - span.start].tolist()
+            rows[lo // columns].append((lo % columns, hi - lo, span.region, values))
+    return len(rows) > 1 and all(row == rows[0] for row in rows)
+
+
 def _runs(tensor) -> list[tuple[int, int]]:
     """The runs of cells of a sparse tensor that get a window."""
     if not isinstance(tensor, Input):
-        columns = tensor.shape[-1]
-        return [(r * columns, (r + 1) * columns) for r in range(int(np.prod(tensor.shape[:-1])))]
+        columns = row_cells(tensor.shape)
+        return [(start, start + columns) for start in range(0, math.prod(tensor.shape), columns)]
     runs = []
     for span in tensor.spans:
         if span.region is Region.SLACK and span.stop - span.start > 2 * SLACK_WINDOW:

@@ -82,7 +82,7 @@ def _cut(tensor, axis: int, size: int):
     shape = tuple(size if k == axis else n for k, n in enumerate(tensor.shape))
     if isinstance(tensor, Output):
         return Output(shape)
-    if len(shape) == 2:
+    if len(shape) > 1:
         return Input(shape, ())
     kept = [replace(s, stop=min(s.stop, size), values=None if s.values is None else s.values[: size - s.start])
             for s in tensor.spans if s.start < size]

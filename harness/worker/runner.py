@@ -13,7 +13,7 @@ from .shadow import Shadow
 from .subject import Subject
 
 _TORCH = {name: getattr(torch, name) for name in ("int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64",
-                                                   "bool", "bfloat16")}
+                                                   "bool", "bfloat16", "float8_e4m3fn")}
 
 
 class Runner:

@@ -244,9 +244,10 @@ class Shadow:
         if not atomic:
             everything = np.ones(len(addresses), dtype=bool)
             now = self._native.load(addresses, everything, np.zeros(len(addresses), dtype=values.dtype), values.dtype)
-            changed = now != values
+            bits = values.view(f"u{values.dtype.itemsize}")
+            changed = now.view(bits.dtype) != bits
             order = np.argsort(addresses, kind="stable")
-            twice = (np.diff(addresses[order]) == 0) & (np.diff(values[order].astype(np.int64)) != 0)
+            twice = (addresses[order][1:] == addresses[order][:-1]) & (bits[order][1:] != bits[order][:-1])
             if twice.any():
                 self._report("race", slot, int(offsets[order[np.flatnonzero(twice)[0]]]), size)
         read_elsewhere = (readers >> np.uint64(32) == np.uint64(self._epoch)) & (readers != me)

@@ -372,3 +372,53 @@ def toy_wrong_float(*, values, order, halves):
 def toy_nan(*, values, order, halves):
     toy(values=values, order=order, halves=halves)
     halves[0] = float("nan")
+
+
+# -- a toy with every float dtype and three dimensions ------------------------------------------------------------------
+
+
+def convert(*, numbers, fp8, bf16, cube, copy, flags, weights, live):
+    """Convert with torch's rounding; copy the live pages."""
+    fp8.copy_(numbers.to(torch.float8_e4m3fn))
+    bf16.copy_(numbers)
+    for page in live:
+        copy[page] = (cube[page].float() * weights.float()).to(copy.dtype)
+        flags[page] = True
+
+
+def convert_truncates(*, bf16, numbers, **rest):
+    convert(bf16=bf16, numbers=numbers, **rest)
+    bf16.view(torch.int16).copy_(numbers.view(torch.int32) >> 16)
+
+
+def convert_wrong_plane(*, cube, copy, live, **rest):
+    convert(cube=cube, copy=copy, live=live, **rest)
+    for page in live:
+        copy[page, 1] = cube[page, 0]
+
+
+def convert_flags_all(*, flags, **rest):
+    convert(flags=flags, **rest)
+    flags[:] = True
+
+
+def convert_writes_dead_page(*, copy, **rest):
+    convert(copy=copy, **rest)
+    copy[1] = 0
+
+
+def convert_between_pages(*, copy, **rest):
+    convert(copy=copy, **rest)
+    torch.as_strided(copy, (3, 7), (copy.stride(0), 1))[0, 6] = 1
+
+
+@triton.jit
+def _sum_pages(cube, out, pitch):
+    lanes = tl.arange(0, 4)
+    value = tl.load(cube + lanes * pitch)
+    tl.store(out + lanes, value > 0)
+
+
+def convert_reads_dead_page(*, cube, flags, **rest):
+    convert(cube=cube, flags=flags, **rest)
+    _sum_pages[(1,)](cube, torch.empty(4), cube.stride(0))
