@@ -251,7 +251,7 @@ class RealPageTable(Case):
     content: int = 0
 
     def pages(self) -> int:
-        return -(-self.columns // self.page_size)
+        return -(-self.columns // max(self.page_size, 1))
 
     def batch_size(self) -> int:
         return len(self.rows)
@@ -271,7 +271,7 @@ class RealPageTable(Case):
         if kind == "signed":
             drawn = hashing.cells(self.content, f"signed {row}", np.arange(self.columns))
             return drawn.astype(np.uint32).view(np.int32).astype(np.int64)
-        slots = kv_slots(self.content, row, self.columns, self.page_size if kind == "aligned" else 1)
+        slots = kv_slots(self.content, row, self.columns, max(self.page_size, 1) if kind == "aligned" else 1)
         hole = hashing.cells(self.content, f"hole {row}", np.arange(self.columns)) % np.uint64(3) == 0
         return np.where(hole, -1, slots) if kind == "holes" else slots
 
@@ -314,7 +314,9 @@ REAL_PAGE_TABLE = Contract(
         Arg("page_table_1", Role.IN, ("rows", "columns"), INT32, "KV slot of every token position", FAR_ROWS, sets_size=True),
         Arg("real_page_table", Role.OUT, ("rows", "pages"), INT32, "page of every page position", FAR_ROWS),
     ),
-    scalars=(Scalar("page_size", "tokens per page, at least 1"),),
+    scalars=(Scalar("page_size", "tokens per page"),),
+    preconditions=(Precondition("page_size is positive", "page_size >= 1", "division by page_size",
+                                lambda c: replace(c, page_size=0)),),
     capturable=True,
     frozen_by_capture=("rows", "columns", "page_size"),
     upstream_names=("_transform_table_1_to_real",),
@@ -540,7 +542,7 @@ class CuSeqlensQ(Case):
 
     def rows(self) -> int:
         bs = len(self.all)
-        return {"decode": bs, "target_verify": bs * self.draft_tokens, "draft_extend": sum(self.all), "extend": bs}[self.mode]
+        return {"target_verify": bs * self.draft_tokens, "draft_extend": sum(self.all)}.get(self.mode, bs)
 
     def batch_size(self) -> int:
         return len(self.all)
@@ -617,7 +619,11 @@ CU_SEQLENS_Q = Contract(
         Scalar("draft_tokens", "query tokens per request of a target verify"),
         Scalar("extend_num_tokens", "query tokens of a draft extend in all"),
     ),
-    preconditions=(Precondition("the total fits int32", "sum(extend_seq_lens) < 2**31", "cu_seqlens_q is int32"),),
+    preconditions=(
+        Precondition("the total fits int32", "sum(extend_seq_lens) < 2**31", "cu_seqlens_q is int32"),
+        Precondition("the mode exists", "mode is one of the four", "init_forward_metadata: 'assert False' for other modes",
+                     lambda c: replace(c, mode="prefill")),
+    ),
     capturable=True,
     frozen_by_capture=("mode", "bs", "draft_tokens", "extend_num_tokens"),
     upstream_names=("cu_seqlens_q", "get_device_int32_arange"),
