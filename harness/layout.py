@@ -388,7 +388,7 @@ def observe(placed: Placed, changes: list[tuple[int, int, bytes]]) -> Observed:
             lo, hi = max(offset, window.offset), min(offset + len(data), window.offset + len(window.image))
             there, here = slice(lo - window.offset, hi - window.offset), slice(lo - offset, hi - offset)
             images[k][there] = np.frombuffer(data[here], np.uint8)
-            covered[here] = owned[k][there]
+            covered[here] |= owned[k][there]
         first = np.flatnonzero(~covered)
         if len(first):
             stray.append((block, offset + int(first[0]), data[int(first[0]) :]))
