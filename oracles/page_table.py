@@ -53,7 +53,7 @@ class GatherPageTable(Case):
     times        how many times over the batch holds `requests`
     draft_tokens rows per request, unless `ragged`: then each request's own `rows`
     selection    whether bs_idx is given, with the selected requests
-    max_extra    max_len beyond the longest request;   table_extra  req_to_token columns beyond max_len
+    max_extra    max_len beyond the longest request that has rows;   table_extra  req_to_token columns beyond max_len
     spare        capacity of the lengths and the output beyond the batch;   row_spare  output rows on top of it
     slots        rows of req_to_token;   shared  whether all requests share their pages;   content  which contents
     """
@@ -88,7 +88,8 @@ class GatherPageTable(Case):
         return len(self.owners()) if self.total_rows is None else self.total_rows
 
     def longest(self) -> int:
-        return max([r.seq_len for r in self.batch], default=0)
+        """The most keys of a request that has rows; others may have more (#18280)."""
+        return max([self.batch[i].seq_len for i in self.chosen()], default=0)
 
     def max_len(self) -> int:
         return self.longest() + self.max_extra
@@ -199,20 +200,24 @@ GATHER_PAGE_TABLE = Contract(
     case=GatherPageTable,
     oracle=gather_page_table,
     args=(
-        Arg("req_to_token", Role.IN, ("slots", "max_len"), INT32, "KV slot of every token of every request", FAR_ROWS),
-        Arg("req_pool_indices", Role.IN, ("bs",), INT, "row of req_to_token that each request owns", ANY_STRIDES),
-        Arg("cache_seqlens", Role.IN, ("bs",), INT, "keys per request, draft tokens included", ANY_STRIDES),
+        Arg("req_to_token", Role.IN, ("slots", "max_len"), INT32, "KV slot of every token of every request", FAR_ROWS,
+            cells="live, slack, forbidden"),
+        Arg("req_pool_indices", Role.IN, ("bs",), INT, "row of req_to_token that each request owns", ANY_STRIDES,
+            cells="live, slack"),
+        Arg("cache_seqlens", Role.IN, ("bs",), INT, "keys per request, draft tokens included", ANY_STRIDES,
+            cells="live, slack"),
         Arg("row_repeats", Role.IN, ("bs",), INT, "rows of each request (draft extend v1)", ANY_STRIDES,
-            optional="every request has draft_tokens rows"),
+            optional="every request has draft_tokens rows", cells="live, slack"),
         Arg("bs_idx", Role.IN, ("selected",), INT, "requests that have rows, in order (round-robin context parallelism)",
-            ANY_STRIDES, optional="all have rows", sets_size=True),
-        Arg("page_table_1", Role.OUT, ("rows", "max_len"), INT32, "KV slot of every token position", FAR_ROWS),
+            ANY_STRIDES, optional="all have rows", sets_size=True, cells="live"),
+        Arg("page_table_1", Role.OUT, ("rows", "max_len"), INT32, "KV slot of every token position", FAR_ROWS,
+            cells="written, untouched"),
     ),
     scalars=(
         Scalar("bs", "requests in the batch"),
         Scalar("total_rows", "rows to fill: the sum of the rows of the requests that have some"),
         Scalar("draft_tokens", "rows per request without row_repeats: 1 in decode and extend"),
-        Scalar("max_len", "columns that exist: at least the longest request, at most req_to_token's width"),
+        Scalar("max_len", "columns that exist: at least the longest request of those with rows, at most req_to_token's width"),
     ),
     variants=(
         Variant("tail", {
@@ -222,8 +227,8 @@ GATHER_PAGE_TABLE = Contract(
     ),
     preconditions=(
         Precondition("slots exist", "0 <= req_pool_indices < req_to_token.shape[0]", "indexing of req_to_token", _unknown_slot),
-        Precondition("max_len covers every request", "cache_seqlens <= max_len", "max_len is the largest of seq_lens_cpu",
-                     _too_long),
+        Precondition("max_len covers every request", "cache_seqlens <= max_len of requests with rows",
+                     "max_len is the largest of indexer_seq_lens_cpu", _too_long),
         Precondition("total_rows is the sum", "total_rows == rows of all requests that have some",
                      "repeat_interleave allocates the sum", _one_row_less),
     ),
@@ -240,8 +245,8 @@ KINDS = ("aligned", "scattered", "holes", "signed")
 
 @dataclass(frozen=True, repr=False)
 class RealPageTable(Case):
-    """`rows[i]` says what row i of page_table_1 holds: slots of whole pages (`aligned`), any slots (`scattered`), slots with
-    -1 among them (`holes`), or any int32 (`signed`). `row_spare`, `page_spare`: output capacity beyond the table."""
+    """`rows[i]` says what row i of page_table_1 holds: slots of whole pages (`aligned`), any slots (`scattered`), slots of
+    which the first and some others are -1 (`holes`), or any int32 (`signed`). `row_spare`, `page_spare`: output capacity beyond the table."""
 
     rows: tuple[str, ...]
     columns: int = 1
@@ -273,6 +278,7 @@ class RealPageTable(Case):
             return drawn.astype(np.uint32).view(np.int32).astype(np.int64)
         slots = kv_slots(self.content, row, self.columns, max(self.page_size, 1) if kind == "aligned" else 1)
         hole = hashing.cells(self.content, f"hole {row}", np.arange(self.columns)) % np.uint64(3) == 0
+        hole[:1] = True
         return np.where(hole, -1, slots) if kind == "holes" else slots
 
     def meaning(self, name: str, index: tuple[int, ...]) -> str:
@@ -311,8 +317,10 @@ REAL_PAGE_TABLE = Contract(
     case=RealPageTable,
     oracle=real_page_table,
     args=(
-        Arg("page_table_1", Role.IN, ("rows", "columns"), INT32, "KV slot of every token position", FAR_ROWS, sets_size=True),
-        Arg("real_page_table", Role.OUT, ("rows", "pages"), INT32, "page of every page position", FAR_ROWS),
+        Arg("page_table_1", Role.IN, ("rows", "columns"), INT32, "KV slot of every token position", FAR_ROWS, sets_size=True,
+            cells="live"),
+        Arg("real_page_table", Role.OUT, ("rows", "pages"), INT32, "page of every page position", FAR_ROWS,
+            cells="written, untouched"),
     ),
     scalars=(Scalar("page_size", "tokens per page"),),
     preconditions=(Precondition("page_size is positive", "page_size >= 1", "division by page_size",
@@ -406,9 +414,11 @@ PAGE_TABLE_1_FLATTENED = Contract(
     case=PageTable1Flattened,
     oracle=page_table_1_flattened,
     args=(
-        Arg("page_table_1", Role.IN, ("bs", "max_len"), INT32, "KV slot of every token position", FAR_ROWS),
-        Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request", ANY_STRIDES),
-        Arg("page_table_1_flattened", Role.OUT, ("total",), INT32, "KV slots, request after request"),
+        Arg("page_table_1", Role.IN, ("bs", "max_len"), INT32, "KV slot of every token position", FAR_ROWS,
+            cells="live, slack, forbidden"),
+        Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request", ANY_STRIDES, cells="live, slack"),
+        Arg("page_table_1_flattened", Role.OUT, ("total",), INT32, "KV slots, request after request",
+            cells="written, untouched"),
     ),
     scalars=(
         Scalar("bs", "requests (those selected, under context parallelism)"),
@@ -504,9 +514,11 @@ TOPK_INDICES_OFFSET = Contract(
     case=TopkIndicesOffset,
     oracle=topk_indices_offset,
     args=(
-        Arg("cu_seqlens_k", Role.IN, ("bs + 1",), INT32, "prefix sums of the keys per request", ANY_STRIDES),
-        Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES),
-        Arg("topk_indices_offset", Role.OUT, ("tokens",), INT32, "first key of the token's request"),
+        Arg("cu_seqlens_k", Role.IN, ("bs + 1",), INT32, "prefix sums of the keys per request", ANY_STRIDES,
+            cells="live, slack"),
+        Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES, cells="live, slack"),
+        Arg("topk_indices_offset", Role.OUT, ("tokens",), INT32, "first key of the token's request",
+            cells="written, untouched"),
     ),
     scalars=(Scalar("bs", "requests"), Scalar("total_len", "sum of extend_seq_lens")),
     preconditions=(
@@ -610,8 +622,8 @@ CU_SEQLENS_Q = Contract(
     oracle=cu_seqlens_q,
     args=(
         Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES,
-            optional="the mode is not extend, where it may also hold anything"),
-        Arg("cu_seqlens_q", Role.OUT, ("rows + 1",), INT32, "prefix sums of query lengths"),
+            optional="the mode is not extend, where it may also hold anything", cells="live, slack"),
+        Arg("cu_seqlens_q", Role.OUT, ("rows + 1",), INT32, "prefix sums of query lengths", cells="written, untouched"),
     ),
     scalars=(
         Scalar("mode", "decode (idle too), target_verify, draft_extend (v2 too), extend (mixed too)"),
@@ -621,7 +633,7 @@ CU_SEQLENS_Q = Contract(
     ),
     preconditions=(
         Precondition("the total fits int32", "sum(extend_seq_lens) < 2**31", "cu_seqlens_q is int32"),
-        Precondition("the mode exists", "mode is one of the four", "init_forward_metadata: 'assert False' for other modes",
+        Precondition("the mode exists", "mode is one of the four", "init_forward_metadata: 'Unsupported forward_mode'",
                      lambda c: replace(c, mode="prefill")),
     ),
     capturable=True,

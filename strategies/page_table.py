@@ -35,10 +35,12 @@ def gather_page_table(draw, max_requests: int = 4) -> GatherPageTable:
     padding = st.builds(Req, slot=_slots(slots), seq_len=st.just(1), rows=rows, selected=selected)
     real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=max_requests, unique_by=lambda r: r.slot))
     batch = (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
-    mode = draw(st.sampled_from(("plain", "widths", "ragged", "selection", "ragged", "selection", "both")))
+    mode = draw(st.sampled_from(("widths", "ragged", "selection", "widths", "both")))
+    if mode == "selection" and draw(st.sampled_from((False,) * 5 + (True,))):
+        batch = tuple(replace(r, selected=False) for r in batch)
     case = GatherPageTable(
         batch, ragged=mode in ("ragged", "both"), selection=mode in ("selection", "both"),
-        draft_tokens=draw(st.sampled_from(WIDTHS)) if mode in ("widths", "ragged") else 1,
+        draft_tokens=draw(st.sampled_from(WIDTHS)) if mode != "selection" else 1,
         max_extra=draw(st.sampled_from((0, 1, 63, 200))), table_extra=table_extra, spare=draw(spare()),
         row_spare=draw(st.sampled_from((0, 0, 2))), slots=slots, shared=draw(st.sampled_from((False, False, True))),
         content=draw(st.integers(0, 255)))
@@ -71,7 +73,8 @@ def real_page_table(draw, max_rows: int = 5) -> RealPageTable:
     columns = draw(lengths(*around(page_size, 2 * page_size), most=300))
     rows = tuple(draw(st.lists(_kinds(), min_size=draw(batch_floor()), max_size=max_rows)))
     if draw(many(15)):
-        columns = draw(st.sampled_from(around(COLUMN_BLOCK * page_size))) if page_size <= 3 else 8 * page_size + 1
+        page_size = draw(st.sampled_from((1, 2, 3)))
+        columns = COLUMN_BLOCK * page_size + draw(st.sampled_from((1, 1, 0)))
     return RealPageTable(rows, columns, page_size, draw(spare()), draw(spare()), draw(st.integers(0, 255)))
 
 
@@ -125,4 +128,5 @@ def max_seq_len_q(draw) -> MaxSeqLenQ:
     prefix = draw(st.sampled_from((st.just(0), lengths(most=300))))
     request = st.builds(PrefixReq, EXTENDS, prefix)
     batch = tuple(draw(st.lists(request, min_size=draw(batch_floor()), max_size=5)))
+    batch = () if draw(st.sampled_from((False,) * 9 + (True,))) else batch
     return MaxSeqLenQ(draw(st.sampled_from(("extend", *MODES))), batch, draw(st.booleans()), draw(st.sampled_from((0, 0, 7))))
