@@ -207,71 +207,83 @@ def _sort_key(score):
     return (ascending ^ -2147483648).to(tl.uint32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["first_row", "rows", "keys", "topk", "logit_row", "logit_step", "ks_step", "length_step",
-                               "name_row", "name_step", "owner_step", "names", "owners", "out_row", "out_step"])
-def _topk(logits, ks, lengths, name, owner, out, first_row, rows, keys, topk, logit_row, logit_step, ks_step, length_step,
-          name_row, name_step, owner_step, names, owners, out_row, out_step, PAGED: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per row. A radix search over the scores' bits, eight at a time, finds the score of the last key that is
-    selected, and how many keys of just that score are; one more pass stores the selected keys in ascending order.
+@triton.jit(do_not_specialize=["first_row", "stop_row", "rows", "keys", "topk", "logit_row", "logit_step", "ks_step",
+                               "length_step", "name_row", "name_step", "owner_step", "names", "owners", "out_row", "out_step"])
+def _topk(logits, ks, lengths, name, owner, out, first_row, stop_row, rows, keys, topk, logit_row, logit_step, ks_step,
+          length_step, name_row, name_step, owner_step, names, owners, out_row, out_step, PAGED: tl.constexpr,
+          BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program per tile of rows. A radix search over the scores' bits, eight at a time, finds the score of the last key
+    that is selected, and how many keys of just that score are; one more pass stores the selected keys in ascending order.
 
     Lengths and owners that reach outside a tensor are cut, so that no row harms memory.
     """
-    row = first_row + tl.program_id(0).to(tl.int64)
-    real = row < rows
-    lanes = tl.arange(0, BLOCK)
-    first = tl.load(ks + row * ks_step, mask=real, other=0).to(tl.int64)
-    length = tl.load(lengths + row * length_step, mask=real, other=0).to(tl.int64)
+    row = first_row + tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    real = row < tl.minimum(rows, stop_row)
+    lanes = tl.arange(0, BLOCK)[None, :]
+    far_lanes = lanes.to(tl.int64)
+    first = tl.load(ks + row * ks_step, mask=real, other=-1)
+    length = tl.load(lengths + row * length_step, mask=real, other=0)
     length = tl.where(first >= 0, tl.minimum(length, keys - first), 0)
     if PAGED:
-        request = tl.load(owner + row * owner_step, mask=real, other=0).to(tl.int64)
+        request = tl.load(owner + row * owner_step, mask=real, other=-1).to(tl.int64)
         length = tl.where((request >= 0) & (request < owners), tl.minimum(length, names), 0)
-        name += request * name_row
+        slots = (name + request * name_row)[:, None]
     else:
-        base = tl.load(name + row * name_row, mask=real, other=0)
-    length = tl.maximum(length, 0).to(tl.int32)
-    scores = logits + row * logit_row + first * logit_step
-    everything = length <= topk
+        base = tl.load(name + row * name_row, mask=real, other=0)[:, None]
+    length = length[:, None]
+    ranked = length > topk  # the others are selected as they are, and their scores are not read
+    longest = tl.max(length)
+    scores = (logits + row * logit_row + first.to(tl.int64) * logit_step)[:, None]
+    first_key = _sort_key(tl.load(scores + far_lanes * logit_step, mask=ranked & (lanes < length), other=0.0))
 
-    remaining = topk
-    last = tl.zeros((), tl.uint32)
-    if length > topk:
-        bins = tl.arange(0, 256)
+    remaining = tl.zeros((BLOCK_ROWS, 1), tl.int32) + topk
+    last = tl.zeros((BLOCK_ROWS, 1), tl.uint32)
+    if longest > topk:
+        bins = tl.arange(0, 256)[None, :]
+        own_bins = tl.arange(0, BLOCK_ROWS)[:, None] * 256
         for digit in tl.static_range(4):
             shift = 24 - 8 * digit
-            counts = tl.zeros((256,), tl.int32)
-            for start in range(0, length, BLOCK):
-                p = start + lanes
-                key = _sort_key(tl.load(scores + p.to(tl.int64) * logit_step, mask=p < length, other=0.0))
-                open_ = p < length
+            counts = tl.zeros((BLOCK_ROWS * 256,), tl.int32)
+            for start in range(0, longest, BLOCK):
+                candidate = ranked & (start + lanes < length)
+                key = first_key
+                if start > 0:
+                    key = _sort_key(tl.load(scores + (start + far_lanes) * logit_step, mask=candidate, other=0.0))
+                key >>= shift
                 if digit > 0:
-                    open_ &= (key >> (shift + 8)) == last
-                counts += tl.histogram(((key >> shift) & 255).to(tl.int32), 256, mask=open_)
-            at_least = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
-            found = tl.sum((at_least >= remaining).to(tl.int32), 0) - 1
-            remaining -= tl.sum(tl.where(bins > found, counts, 0), 0)
-            last = (last << 8) | found.to(tl.uint32)
+                    candidate &= (key >> 8) == last
+                bin = own_bins + (key & 255).to(tl.int32)
+                counts += tl.histogram(tl.ravel(bin), BLOCK_ROWS * 256, mask=tl.ravel(candidate))
+            count = tl.reshape(counts, (BLOCK_ROWS, 256))
+            above = tl.sum(count, 1, keep_dims=True) - tl.cumsum(count, 1)
+            found = tl.sum((above >= remaining).to(tl.int32), 1, keep_dims=True)
+            remaining -= tl.sum(tl.where(bins > found, count, 0), 1, keep_dims=True)
+            last = (last << 8) | (found & 255).to(tl.uint32)
 
-    stored = tl.zeros((), tl.int32)
-    equal_before = tl.zeros((), tl.int32)
-    for start in range(0, length, BLOCK):
-        p = start + lanes
-        inside = p < length
-        key = _sort_key(tl.load(scores + p.to(tl.int64) * logit_step, mask=inside & (length > topk), other=0.0))
-        equal = (inside & (key == last)).to(tl.int32)
-        equal_rank = equal_before + tl.cumsum(equal, 0)
-        take = inside & (everything | (key > last) | ((equal > 0) & (equal_rank <= remaining)))
-        place = stored + tl.cumsum(take.to(tl.int32), 0) - 1
+    stored = tl.zeros((BLOCK_ROWS, 1), tl.int32)
+    equal_before = tl.zeros((BLOCK_ROWS, 1), tl.int32)
+    target = (out + row * out_row)[:, None]
+    for start in range(0, longest, BLOCK):
+        take = start + lanes < length
+        key = first_key
+        if start > 0:
+            key = _sort_key(tl.load(scores + (start + far_lanes) * logit_step, mask=take & ranked, other=0.0))
+        equal = (take & (key == last)).to(tl.int32)
+        in_time = (equal > 0) & (equal_before + tl.cumsum(equal, 1) <= remaining)
+        take &= (key > last) | in_time | (length <= topk)
+        taken = take.to(tl.int32)
+        place = stored + tl.cumsum(taken, 1) - 1
         if PAGED:
-            value = tl.load(name + p.to(tl.int64) * name_step, mask=take, other=-1)
+            value = tl.load(slots + (start + far_lanes) * name_step, mask=take, other=-1)
         else:
-            value = base + p
-        tl.store(out + row * out_row + place.to(tl.int64) * out_step, value, mask=take)
-        stored += tl.sum(take.to(tl.int32), 0)
-        equal_before += tl.sum(equal, 0)
+            value = base + start + lanes
+        tl.store(target + place.to(tl.int64) * out_step, value, mask=take)
+        stored += tl.sum(taken, 1, keep_dims=True)
+        equal_before += tl.sum(equal, 1, keep_dims=True)
     for start in range(0, topk, BLOCK):
         column = start + lanes
-        tl.store(out + row * out_row + column.to(tl.int64) * out_step, tl.full((BLOCK,), -1, tl.int32),
-                 mask=(column >= stored) & (column < topk))
+        tl.store(target + column.to(tl.int64) * out_step, tl.full((BLOCK_ROWS, BLOCK), -1, tl.int32),
+                 mask=(column >= stored) & (column < topk) & (row < stop_row)[:, None])
 
 
 def topk_ragged_chunked(*, logits, ks, lengths, topk_indices_offset, topk_result, token_nums, index_topk, max_rows):
@@ -325,12 +337,13 @@ def _check_topk(rows, device, inputs, topk_result, token_nums, index_topk, max_r
 
 def _launch(rows, logits, ks, lengths, name, name_strides, owner, topk_result, token_nums, index_topk, max_rows, names, owners,
             paged) -> None:
-    """One launch per chunk of rows; the padding comes with the last one."""
+    """One launch per chunk of rows; the padding comes with the last one. Several short rows share a program."""
+    block_rows, block = (4, 256) if logits.shape[1] <= 1024 else (1, 1024)
     start = 0
     while start < token_nums:
         stop = start + max_rows if start + max_rows < rows else token_nums
-        _topk[(stop - start,)](
-            logits, ks, lengths, name, owner, topk_result, start, rows, logits.shape[1], index_topk, *logits.stride(),
+        _topk[(triton.cdiv(stop - start, block_rows),)](
+            logits, ks, lengths, name, owner, topk_result, start, stop, rows, logits.shape[1], index_topk, *logits.stride(),
             ks.stride(0), lengths.stride(0), *name_strides, owner.stride(0), names, owners, *topk_result.stride(),
-            PAGED=paged, BLOCK=1024)
+            PAGED=paged, BLOCK_ROWS=block_rows, BLOCK=block)
         start = stop

@@ -388,13 +388,18 @@ MQA_LOGITS = Contract(
     case=MqaLogits,
     oracle=mqa_logits,
     args=(
-        Arg("q", Role.IN, ("rows", "heads", "head_dim"), ("float8_e4m3fn",), "queries, finite", FAR_ROWS),
-        Arg("k", Role.IN, ("keys", "head_dim"), ("float8_e4m3fn",), "keys, finite where a row sees them", FAR_ROWS),
-        Arg("k_scale", Role.IN, ("keys",), ("float32",), "scale of every key", ROWS_STRIDED, sets_size=True),
-        Arg("weights", Role.IN, ("rows", "heads"), ("float32",), "weight of every head, scales of q included", ROWS_STRIDED),
-        Arg("ks", Role.IN, ("rows",), INT32, "first key that the row sees", ANY_STRIDES, sets_size=True),
-        Arg("ke", Role.IN, ("rows",), INT32, "key behind the last one; at most ks for a row that sees none", ANY_STRIDES),
-        Arg("logits", Role.OUT, ("rows", "keys"), ("float32",), "scores", FAR_ROWS),
+        Arg("q", Role.IN, ("rows", "heads", "head_dim"), ("float8_e4m3fn",), "queries, finite", FAR_ROWS,
+            cells="live, slack"),
+        Arg("k", Role.IN, ("keys", "head_dim"), ("float8_e4m3fn",), "keys, finite where a row sees them",
+            FAR_ROWS, cells="live, slack"),
+        Arg("k_scale", Role.IN, ("keys",), ("float32",), "scale of every key", ROWS_STRIDED, sets_size=True, cells="live, slack"),
+        Arg("weights", Role.IN, ("rows", "heads"), ("float32",), "weight of every head, scales of q included",
+            ROWS_STRIDED, cells="live, slack"),
+        Arg("ks", Role.IN, ("rows",), INT32, "first key that the row sees", ANY_STRIDES, sets_size=True, cells="live"),
+        Arg("ke", Role.IN, ("rows",), INT32, "key behind the last one; at most ks for a row that sees none", ANY_STRIDES,
+            cells="live, slack"),
+        Arg("logits", Role.OUT, ("rows", "keys"), ("float32",), "scores", FAR_ROWS,
+            cells="written, judged, untouched, don't care"),
     ),
     scalars=(Scalar("clean_logits", "whether keys that a row does not see get -inf; SGLang passes False"),),
     preconditions=(
@@ -612,8 +617,8 @@ def topk_paged_chunked(*, logits, ks, lengths, page_table_1, token_to_batch_idx,
 
 
 def _fewer_keys(case):
-    longest = max([r.length for r in case.rows], default=0)
-    return replace(case, key_spare=-(longest // 2) - 1) if longest >= 2 and case.keys() - case.key_spare > longest // 2 + 1 else None
+    half = max([r.length for r in case.rows], default=0) // 2
+    return replace(case, key_spare=-half) if half else None
 
 
 def _narrow_table(case: TopkPagedChunked):
@@ -622,11 +627,13 @@ def _narrow_table(case: TopkPagedChunked):
 
 
 _TOPK_ARGS = (
-    Arg("logits", Role.IN, ("rows", "keys"), ("float32",), "scores, no NaN among the keys that a row sees", FAR_ROWS),
-    Arg("ks", Role.IN, ("rows",), INT32, "first key that the row sees", ANY_STRIDES, sets_size=True),
-    Arg("lengths", Role.IN, ("rows",), INT32, "keys that the row sees; none if 0 or less", ANY_STRIDES),
+    Arg("logits", Role.IN, ("rows", "keys"), ("float32",), "scores, no NaN among the keys that a row sees", FAR_ROWS,
+        cells="live, slack"),
+    Arg("ks", Role.IN, ("rows",), INT32, "first key that the row sees", ANY_STRIDES, sets_size=True, cells="live"),
+    Arg("lengths", Role.IN, ("rows",), INT32, "keys that the row sees; none if 0 or less", ANY_STRIDES, cells="live, slack"),
 )
-_TOPK_RESULT = Arg("topk_result", Role.OUT, ("token_nums", "index_topk"), INT32, "selected keys, then -1", FAR_ROWS)
+_TOPK_RESULT = Arg("topk_result", Role.OUT, ("token_nums", "index_topk"), INT32, "selected keys, then -1", FAR_ROWS,
+                   cells="written, judged, untouched")
 _TOPK_SCALARS = (
     Scalar("token_nums", "rows of the result, those of padding included"),
     Scalar("index_topk", "keys to select per row, at least 1"),
@@ -643,7 +650,8 @@ TOPK_RAGGED_CHUNKED = Contract(
     case=TopkRaggedChunked,
     oracle=topk_ragged_chunked,
     args=(*_TOPK_ARGS,
-          Arg("topk_indices_offset", Role.IN, ("rows",), INT32, "where the keys of the row's request start", ANY_STRIDES),
+          Arg("topk_indices_offset", Role.IN, ("rows",), INT32, "where the keys of the row's request start", ANY_STRIDES,
+              cells="live, slack"),
           _TOPK_RESULT),
     scalars=_TOPK_SCALARS,
     preconditions=(_INSIDE_LOGITS,),
@@ -660,8 +668,10 @@ TOPK_PAGED_CHUNKED = Contract(
     case=TopkPagedChunked,
     oracle=topk_paged_chunked,
     args=(*_TOPK_ARGS,
-          Arg("page_table_1", Role.IN, ("requests", "width"), INT32, "KV slot of every token of every request", FAR_ROWS),
-          Arg("token_to_batch_idx", Role.IN, ("rows",), INT32, "row of page_table_1 that the row's request owns", ANY_STRIDES),
+          Arg("page_table_1", Role.IN, ("requests", "width"), INT32, "KV slot of every token of every request", FAR_ROWS,
+              cells="live, slack, forbidden"),
+          Arg("token_to_batch_idx", Role.IN, ("rows",), INT32, "row of page_table_1 that the row's request owns", ANY_STRIDES,
+              cells="live, slack"),
           _TOPK_RESULT),
     scalars=_TOPK_SCALARS,
     preconditions=(

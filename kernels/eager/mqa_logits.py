@@ -54,7 +54,7 @@ def _best(logits, ks, lengths, index_topk):
     inside = p < lengths[:, None]
     column = torch.where(inside, ks[:, None] + p, 0).long()
     scores = logits.gather(1, column).masked_fill(~inside, -torch.inf) if logits.shape[1] else p.float()
-    order = scores.sort(1, descending=True, stable=True).indices
+    order = scores.sort(dim=1, descending=True, stable=True).indices
     order = torch.where(lengths[:, None] <= index_topk, p, order)[:, :index_topk]
     return order, order < lengths[:, None]
 
