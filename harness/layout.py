@@ -359,10 +359,11 @@ def _runs(tensor) -> list[tuple[int, int]]:
         return [(start, start + columns) for start in range(0, math.prod(tensor.shape), columns)]
     runs = []
     for span in tensor.spans:
-        if span.region is Region.SLACK and span.stop - span.start > 2 * SLACK_WINDOW:
-            runs += [(span.start, span.start + SLACK_WINDOW), (span.stop - SLACK_WINDOW, span.stop)]
-        elif span.stop > span.start:
-            runs.append((span.start, span.stop))
+        for start, stop in _by_row(span.start, span.stop, row_cells(tensor.shape)):  # rows may lie far apart
+            if span.region is Region.SLACK and stop - start > 2 * SLACK_WINDOW:
+                runs += [(start, start + SLACK_WINDOW), (stop - SLACK_WINDOW, stop)]
+            else:
+                runs.append((start, stop))
     return runs
 
 
