@@ -54,6 +54,7 @@ class WorkerOptions:
     python: str = sys.executable
     paths: tuple[str, ...] = ()
     run_limit: float = 20.0
+    guards: bool = True
     environment: dict = field(default_factory=dict)
 
 
@@ -83,7 +84,7 @@ class Worker:
             break
         if not reply["ready"]:
             raise (UsageError if reply["kind"] == "subject" else InfraError)(reply["error"])
-        self.versions, self.describe = reply["versions"], reply["describe"]
+        self.versions, self.describe, self.tier = reply["versions"], reply["describe"], reply["tier"]
 
     def _try_start(self) -> dict | None:
         self._control, theirs = socket.socketpair()
@@ -93,7 +94,7 @@ class Worker:
                                          stderr=subprocess.STDOUT, env=environment)
         theirs.close()
         config = {"subject": self.options.subject, "device": self.options.device, "root": str(ROOT),
-                  "paths": list(self.options.paths), "contracts": self._contracts}
+                  "paths": list(self.options.paths), "contracts": self._contracts, "guards": self.options.guards}
         try:
             messages.send(self._control, config)
             return messages.receive(self._control, START_LIMIT)[0]
@@ -181,6 +182,9 @@ class Worker:
                 if "phase" not in reply:
                     if reply["id"] != self._count:
                         raise InfraError(f"the worker answered call {reply['id']} instead of {self._count}")
+                    if reply.get("fault"):
+                        self._reap(kill=True)
+                        return Fault(reply["fault"]["kind"], "run", reply["fault"]["detail"]), []
                     return reply, data
                 if phase == "run":
                     self.limits.slowest = max(self.limits.slowest, reply["at"] - started)
@@ -209,7 +213,8 @@ class Inline:
     """The worker's code in this process, for a debugger: no isolation, no time limit."""
 
     def __init__(self, options: WorkerOptions, contracts):
-        os.environ["TRITON_INTERPRET"] = "1"
+        if options.device == "cpu":
+            os.environ["TRITON_INTERPRET"] = "1"
         from harness.worker import runner, subject
 
         self.options = options
@@ -218,7 +223,8 @@ class Inline:
             loaded = subject.Subject(options.subject, ROOT)
         except subject.SubjectError as error:
             raise UsageError(str(error)) from None
-        self._runner = runner.Runner(loaded, options.device)
+        self._runner = runner.Runner(loaded, options.device, options.guards)
+        self.tier = self._runner.memory.guards
         self.describe = {c.name: loaded.describe(c.family, c.name) for c in contracts}
         import numpy
         import torch

@@ -44,6 +44,9 @@ def main() -> None:
 def _preload(config: dict):
     if config["device"] == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
+    else:
+        os.environ.pop("TRITON_INTERPRET", None)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     sys.path[:0] = config["paths"]
     import numpy
     import torch
@@ -52,11 +55,14 @@ def _preload(config: dict):
     runner_module = importlib.import_module("plumbline_worker.runner")
     subject_module = importlib.import_module("plumbline_worker.subject")
     subject = subject_module.Subject(config["subject"], Path(config["root"]))
-    runner = runner_module.Runner(subject, config["device"])
+    runner = runner_module.Runner(subject, config["device"], config["guards"])
+    if torch.cuda.is_initialized():
+        raise subject_module.SubjectError(f"--subject {config['subject']}: importing it initialises CUDA; do that on first use: "
+                                          "calls run in forked processes")
     described = {name: subject.describe(family, name) for family, name in config["contracts"]}
     versions = {"python": sys.version.split()[0], "numpy": numpy.__version__, "torch": torch.__version__,
                 "triton": triton.__version__}
-    return {"versions": versions, "describe": described}, runner
+    return {"versions": versions, "describe": described, "tier": runner.memory.guards}, runner
 
 
 def _serve(messages, control: socket.socket, runner) -> None:
