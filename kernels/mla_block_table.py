@@ -134,8 +134,8 @@ def mla_metadata(*, seq_lens, extend_seq_lens, extend_prefix_lens, seq_lens_k, s
     outputs = {"seq_lens_k": seq_lens_k, "seq_lens_q": seq_lens_q, "cu_seqlens_q": cu_seqlens_q}
     _check_presence(mode, extend_seq_lens=None if mode == "draft_extend" else False, extend_prefix_lens=mode == "extend",
                     seq_lens_k=mode != "extend", seq_lens_q=has_queries, cu_seqlens_q=has_queries, given=inputs | outputs)
-    inputs, outputs = _present(inputs), _present(outputs)
     device = checks.device_of("seq_lens", seq_lens)
+    inputs, outputs = _present(inputs), _present(outputs)
     for name, value in inputs.items():
         checks.tensor(name, value, checks.INT, (bs,), device)
     for name, value in outputs.items():
@@ -223,9 +223,8 @@ def mla_block_table(*, seq_lens, extend_seq_lens, req_pool_indices, req_to_token
         raise ValueError(f"extend_seq_lens must be None in mode {mode}, got {type(extend_seq_lens).__name__}")
     ragged = extend_seq_lens is not None
     added = draft_tokens if mode == "target_verify" else max_seq_len_q if ragged else 0
-    inputs = {"seq_lens": seq_lens, "extend_seq_lens": extend_seq_lens, "req_pool_indices": req_pool_indices,
-              "req_to_token": req_to_token}
-    _fill(_present(inputs), {"block_table": [block_table]}, bs, max_blocks, page_size, fresh, added, numbered=False)
+    inputs = {"seq_lens": seq_lens, "req_pool_indices": req_pool_indices, "req_to_token": req_to_token}
+    _fill(inputs | _present({"extend_seq_lens": extend_seq_lens}), {"block_table": [block_table]}, bs, max_blocks, page_size, fresh, added, numbered=False)
 
 
 def mla_multi_step_draft(*, seq_lens, req_pool_indices, positions, req_to_token, block_table, seq_lens_k, kv_indptr,

@@ -304,16 +304,17 @@ MLA_METADATA = Contract(
     case=MlaMetadata,
     oracle=mla_metadata,
     args=(
-        Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request", ANY_STRIDES),
+        Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request", ANY_STRIDES, cells="live, slack"),
         Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES,
-            optional="given exactly in a ragged draft_extend"),
+            optional="given exactly in a ragged draft_extend", cells="live, slack"),
         Arg("extend_prefix_lens", Role.IN, ("bs",), INT, "cached keys per request", ANY_STRIDES,
-            optional="given exactly in extend"),
-        Arg("seq_lens_k", Role.OUT, ("bs",), INT32, "keys per row of the block table", optional="absent in extend"),
+            optional="given exactly in extend", cells="live, slack"),
+        Arg("seq_lens_k", Role.OUT, ("bs",), INT32, "keys per row of the block table",
+            optional="absent in extend", cells="written, untouched"),
         Arg("seq_lens_q", Role.OUT, ("bs",), INT32, "query tokens per request", may_alias=("extend_seq_lens",),
-            optional="given in draft_extend and extend"),
+            optional="given in draft_extend and extend", cells="written, untouched"),
         Arg("cu_seqlens_q", Role.OUT, ("bs + 1",), INT32, "prefix sums of seq_lens_q",
-            optional="given in draft_extend and extend"),
+            optional="given in draft_extend and extend", cells="written, untouched"),
     ),
     scalars=(
         Scalar("bs", "requests in the (padded) batch"),
@@ -484,22 +485,25 @@ class MlaMultiStepDraft(_Tables):
         return self.keys(i) + (self.steps if self.template else 0)
 
     def dims(self) -> dict[str, int]:
-        entries = sum(r.seq_len for r in self.batch) + len(self.batch) * self.steps
-        return {**super().dims(), "steps": self.steps, "entries": entries}
+        return {**super().dims(), "steps": self.steps}
+
+    def entries(self) -> int:
+        """Columns of kv_indices: what the last step's lists need, and more."""
+        return sum(r.seq_len for r in self.batch) + len(self.batch) * self.steps + self.list_extra
 
     def positions(self) -> list[int]:
         real = len(self.batch) - self.idle
         return [r.seq_len if i < real else 0 for i, r in enumerate(self.batch)]
 
     def arguments(self) -> dict:
-        bs, entries = len(self.batch), self.dims()["entries"]
+        bs = len(self.batch)
         return {
             **super().arguments(),
             "positions": vector(self.positions(), self.spare) if self.template else None,
             "block_table": [self.block_table() for _ in range(self.steps - 1)],
             "seq_lens_k": [Output((bs + self.spare,)) for _ in range(self.steps - 1)],
             "kv_indptr": Output((self.steps, bs + 1 + self.spare)) if self.template else None,
-            "kv_indices": Output((self.steps, entries + self.list_extra + self.spare)) if self.template else None,
+            "kv_indices": Output((self.steps, self.entries() + self.spare)) if self.template else None,
             "steps": self.steps,
         }
 
@@ -613,9 +617,11 @@ _TABLE_PRECONDITIONS = (
 )
 
 _TABLE_INPUTS = (
-    Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request", ANY_STRIDES),
-    Arg("req_pool_indices", Role.IN, ("bs",), INT, "row of req_to_token that each request owns", ANY_STRIDES),
-    Arg("req_to_token", Role.IN, ("1", "0"), INT32, "KV slot of every token of every request", ROWS_STRIDED),
+    Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request", ANY_STRIDES, cells="live, slack"),
+    Arg("req_pool_indices", Role.IN, ("bs",), INT, "row of req_to_token that each request owns", ANY_STRIDES,
+        cells="live, slack"),
+    Arg("req_to_token", Role.IN, ("1", "0"), INT32, "KV slot of every token of every request", ROWS_STRIDED,
+        cells="live, slack, forbidden"),
 )
 
 _TABLE_SCALARS = (
@@ -635,9 +641,10 @@ MLA_BLOCK_TABLE = Contract(
     args=(
         _TABLE_INPUTS[0],
         Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES,
-            optional="given exactly in a ragged draft_extend"),
+            optional="given exactly in a ragged draft_extend", cells="live, slack"),
         *_TABLE_INPUTS[1:],
-        Arg("block_table", Role.OUT, ("bs", "max_blocks"), INT32, "page of every page position", FAR_ROWS),
+        Arg("block_table", Role.OUT, ("bs", "max_blocks"), INT32, "page of every page position", FAR_ROWS,
+            cells="written, untouched"),
     ),
     scalars=(
         *_TABLE_SCALARS,
@@ -661,15 +668,16 @@ MLA_MULTI_STEP_DRAFT = Contract(
     args=(
         *_TABLE_INPUTS[:2],
         Arg("positions", Role.IN, ("bs",), INT, "position of every request's first draft token", ANY_STRIDES,
-            optional="only the kv-index template reads it"),
+            optional="only the kv-index template reads it", cells="live, slack"),
         _TABLE_INPUTS[2],
         Arg("block_table", Role.OUT, ("bs", "max_blocks"), INT32, "page of every page position, per step", FAR_ROWS,
-            per_backend=True),
-        Arg("seq_lens_k", Role.OUT, ("bs",), INT32, "keys per request, per step", per_backend=True),
+            per_backend=True, cells="written, untouched"),
+        Arg("seq_lens_k", Role.OUT, ("bs",), INT32, "keys per request, per step", per_backend=True, cells="written, untouched"),
         Arg("kv_indptr", Role.OUT, ("steps", "bs + 1"), INT32, "where each request's list starts, per step", ROWS_STRIDED,
-            optional="a backend without the kv-index template has no such buffer"),
-        Arg("kv_indices", Role.OUT, ("steps", "entries"), INT32, "KV slots of every request, per step", ROWS_STRIDED,
-            optional="a backend without the kv-index template has no such buffer"),
+            optional="a backend without the kv-index template has no such buffer", cells="untouched"),
+        Arg("kv_indices", Role.OUT, ("steps", "0"), INT32, "KV slots of every request, per step; built: sum(seq_lens) + "
+            "bs * steps columns", ROWS_STRIDED,
+            optional="a backend without the kv-index template has no such buffer", cells="untouched"),
     ),
     scalars=(*_TABLE_SCALARS, Scalar("steps", "speculative_num_steps, at least 2; one backend less; one branch (topk 1)")),
     variants=(KV_INDEX_TEMPLATE,),
@@ -915,8 +923,9 @@ def _rows_exist(source: str) -> Precondition:
     return Precondition("rows exist", "every start + length is at most the rows of the packed tensor", source, _row_missing)
 
 
-_SEQ_LENS_Q = Arg("seq_lens_q", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES)
-_CU_SEQLENS_Q = Arg("cu_seqlens_q", Role.IN, ("bs + 1",), INT, "where each request's tokens start", ANY_STRIDES)
+_SEQ_LENS_Q = Arg("seq_lens_q", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES, cells="live, slack")
+_CU_SEQLENS_Q = Arg("cu_seqlens_q", Role.IN, ("bs + 1",), INT, "where each request's tokens start", ANY_STRIDES,
+                    cells="live, slack")
 
 PAD_DRAFT_EXTEND_QUERY = Contract(
     name="pad_draft_extend_query",
@@ -926,11 +935,12 @@ PAD_DRAFT_EXTEND_QUERY = Contract(
     case=PadDraftExtendQuery,
     oracle=pad_draft_extend_query,
     args=(
-        Arg("q", Role.IN, ("rows", "heads", "head_dim"), FLOATS, "packed queries", FAR_ROWS, sets_size=True),
+        Arg("q", Role.IN, ("rows", "heads", "head_dim"), FLOATS, "packed queries", FAR_ROWS, sets_size=True,
+            cells="live, slack"),
         _SEQ_LENS_Q,
         _CU_SEQLENS_Q,
         Arg("padded_q", Role.OUT, ("bs", "longest", "heads", "head_dim"), FLOATS, "one row of queries per request", FAR_ROWS,
-            dtype_of="q"),
+            dtype_of="q", cells="written, untouched"),
     ),
     scalars=(Scalar("bs", "requests"), Scalar("max_seq_len_q", "places per row, at least the longest request")),
     preconditions=(_TOO_LONG, _rows_exist("pad_draft_extend_query_kernel: unchecked")),
@@ -947,10 +957,12 @@ UNPAD_DRAFT_EXTEND_OUTPUT = Contract(
     case=UnpadDraftExtendOutput,
     oracle=unpad_draft_extend_output,
     args=(
-        Arg("raw_out", Role.IN, ("bs", "longest", "heads", "head_dim"), FLOATS, "one row of outputs per request", FAR_ROWS),
+        Arg("raw_out", Role.IN, ("bs", "longest", "heads", "head_dim"), FLOATS, "one row of outputs per request", FAR_ROWS,
+            cells="live, slack"),
         _CU_SEQLENS_Q,
         _SEQ_LENS_Q,
-        Arg("output", Role.OUT, ("rows", "heads", "head_dim"), FLOATS, "packed outputs", FAR_ROWS, dtype_of="raw_out"),
+        Arg("output", Role.OUT, ("rows", "heads", "head_dim"), FLOATS, "packed outputs", FAR_ROWS,
+            dtype_of="raw_out", cells="written, untouched"),
     ),
     scalars=(
         Scalar("bs", "requests"),
@@ -971,11 +983,12 @@ PAD_SEQUENCE_WITH_MASK = Contract(
     case=PadSequenceWithMask,
     oracle=pad_sequence_with_mask,
     args=(
-        Arg("input_emb", Role.IN, ("rows", "hidden"), FLOATS, "packed tokens", FAR_ROWS, sets_size=True),
-        Arg("offsets", Role.IN, ("bs",), INT, "where each sequence starts", ANY_STRIDES),
-        Arg("lengths", Role.IN, ("bs",), INT, "tokens per sequence", ANY_STRIDES),
-        Arg("output", Role.OUT, ("bs", "longest", "hidden"), FLOATS, "zero-padded rows", FAR_ROWS, dtype_of="input_emb"),
-        Arg("attn_mask", Role.OUT, ("places",), ("bool",), "whether a place holds a token"),
+        Arg("input_emb", Role.IN, ("rows", "hidden"), FLOATS, "packed tokens", FAR_ROWS, sets_size=True, cells="live, slack"),
+        Arg("offsets", Role.IN, ("bs",), INT, "where each sequence starts", ANY_STRIDES, cells="live, slack"),
+        Arg("lengths", Role.IN, ("bs",), INT, "tokens per sequence", ANY_STRIDES, cells="live, slack"),
+        Arg("output", Role.OUT, ("bs", "longest", "hidden"), FLOATS, "zero-padded rows", FAR_ROWS,
+            dtype_of="input_emb", cells="written, untouched"),
+        Arg("attn_mask", Role.OUT, ("places",), ("bool",), "whether a place holds a token", cells="written, untouched"),
     ),
     scalars=(Scalar("bs", "sequences"), Scalar("max_len", "places per row; longer sequences are cut")),
     preconditions=(_rows_exist("pad_sequence_with_mask_kernel: unchecked"),),

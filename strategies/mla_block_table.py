@@ -207,7 +207,7 @@ def mla_multi_step_draft_replay(draw, captured: MlaMultiStepDraft) -> MlaMultiSt
     batch = tuple(Req(draw(slots), draw(lengths(most=r.seq_len)) if i < real else min(r.seq_len, 1))
                   for i, r in enumerate(captured.batch))
     case = _refilled(captured, batch, draw(st.integers(0, 255)), idle=draw(st.sampled_from((0, idle))), list_extra=0)
-    return replace(case, list_extra=captured.dims()["entries"] + captured.list_extra - case.dims()["entries"])
+    return replace(case, list_extra=captured.entries() - case.entries())
 
 
 @st.composite
