@@ -224,7 +224,8 @@ def mla_block_table(*, seq_lens, extend_seq_lens, req_pool_indices, req_to_token
     ragged = extend_seq_lens is not None
     added = draft_tokens if mode == "target_verify" else max_seq_len_q if ragged else 0
     inputs = {"seq_lens": seq_lens, "req_pool_indices": req_pool_indices, "req_to_token": req_to_token}
-    _fill(inputs | _present({"extend_seq_lens": extend_seq_lens}), {"block_table": [block_table]}, bs, max_blocks, page_size, fresh, added, numbered=False)
+    inputs |= _present({"extend_seq_lens": extend_seq_lens})
+    _fill(inputs, {"block_table": [block_table]}, bs, max_blocks, page_size, fresh, added, numbered=False)
 
 
 def mla_multi_step_draft(*, seq_lens, req_pool_indices, positions, req_to_token, block_table, seq_lens_k, kv_indptr,

@@ -137,8 +137,8 @@ def mla_multi_step_draft(draw, max_requests: int = 3) -> MlaMultiStepDraft:
 @st.composite
 def _packed(draw, most: int = 4) -> dict:
     """Ragged, idle and equal extends; extends that differ although their sum divides evenly; rows of 1 to 520 numbers."""
-    width = draw(st.sampled_from((1, 2, 3, 4, 5, 8, 9)))
-    request = st.builds(Tokens, st.integers(0, width), st.sampled_from((0, 0, 0, 1, 3)))
+    width = draw(st.sampled_from((1, 2, 3, 4, 5, 8, 9, 17)))
+    request = st.builds(Tokens, st.one_of(st.integers(0, width), st.just(width)), st.sampled_from((0, 0, 0, 1, 3)))
     requests = draw(st.lists(request, min_size=draw(batch_floor()), max_size=most))
     if draw(st.sampled_from((False, False, True))) and len(requests) > 1:
         total = sum(r.count + r.dropped for r in requests)

@@ -2,8 +2,8 @@
 
 | group        | would catch                                                                                        |
 | ------------ | -------------------------------------------------------------------------------------------------- |
-| differential | seq_lens taken with or without the extend (SGLang #26651), tokens for pages (#23757), contiguous slots assumed |
-|              | (#15469), queries viewed as equal extends, a buffer's pitch ignored, index lists built for nobody (#26241) |
+| differential | seq_lens taken with or without the extend (SGLang #26651), tokens for pages (#23757), contiguous    |
+|              | slots assumed (#15469), queries viewed as equal extends, a pitch ignored, needless lists (#26241)  |
 | replays      | pages of an earlier, longer request where a row ends (#24401), lengths kept from the last call     |
 | far          | 32-bit row and slot offsets (#34725, #20389)                                                       |
 | outside      | rows that need more columns than there are, slots that do not exist, queries longer than a row     |
@@ -55,7 +55,7 @@ def test_outside_the_contract(subject, transform, session, record_property):
 
 
 FAR_CASES = [
-    Example((MlaBlockTable((Req(4095, 130), Req(0, 3), Req(2048, 1)), slots=4096, table_extra=2**20 - 130, fresh=True, extra=2),),
+    Example((MlaBlockTable((Req(4095, 130), Req(0, 3), Req(2048, 1)), slots=4096, table_extra=2**20 - 130, fresh=True),),
             Layout({"block_table": Place("far")})),
     Example((MlaMultiStepDraft((Req(4095, 65), Req(1, 64)), steps=3, slots=4096, table_extra=2**20 - 68),),
             Layout({"block_table[0]": Place("far"), "block_table[1]": Place("far", guard="left")})),
@@ -111,7 +111,8 @@ SCALARS = [
 ]
 
 
-@pytest.mark.parametrize(("case", "name", "value"), SCALARS, ids=lambda v: v.contract.name if hasattr(v, "contract") else str(v))
+@pytest.mark.parametrize(("case", "name", "value"), SCALARS,
+                         ids=lambda v: v.contract.name if hasattr(v, "contract") else str(v))
 def test_wrong_host_values_are_refused_by_name(case, name, value, session):
     answer = attempt(case, Misuse(name, name, {**case.arguments(), name: value}, Layout()), session.worker("kernels"))
     named = name if name not in ("max_blocks", "sum_seq_lens_q", "max_len") else {

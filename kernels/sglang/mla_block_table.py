@@ -142,11 +142,11 @@ def supports(case):
     name, fields, places = case["contract"], case["case"], case["layout"]["places"]
     if name == "calc_padded_blocks":
         return True
-    kinds = {n.split("[")[0]: p["kind"] for n, p in places.items()}
+    kinds = {(n.split("[")[0], p["kind"]) for n, p in places.items()}
     vectors, tables = _DENSE[name]
-    if any(kinds.get(n) in ("strided", "expanded", "pitched") for n in vectors):
+    if kinds & {(n, kind) for n in vectors for kind in ("strided", "expanded")}:
         return "unit stride of lengths and indices (comments: [batch_size])"
-    if any(kinds.get(n) in ("pitched", "strided", "far") for n in tables):
+    if kinds & {(n, kind) for n in tables for kind in ("pitched", "strided", "far")}:
         return "rows that follow one another: addresses are made of the shape (shape[1] as row pitch)"
     if name in ("mla_block_table", "mla_multi_step_draft"):
         return _supports_table(fields, kinds, places)
@@ -156,14 +156,14 @@ def supports(case):
 
 
 def _supports_table(fields, kinds, places):
-    if kinds.get("req_to_token") in ("strided",):
+    if ("req_to_token", "strided") in kinds:
         return "unit stride within a row of req_to_token"
     if places.get("req_pool_indices", {}).get("dtype") != "int64" and fields["table_extra"] >= 2**20 and fields["slots"] > 2000:
         return "int64 req_pool_indices for a request table of 2^31 elements or more (the runners pass int64)"
     if "steps" in fields and VARIANTS["mla_multi_step_draft"]["kv_index_template"] == "built":
         if not fields["template"]:
             return "the kv-index buffers, which this version fills"
-        if kinds.get("req_to_token") == "pitched":
+        if ("req_to_token", "pitched") in kinds:
             return "rows of req_to_token that follow one another (pool_len = req_to_token.shape[1])"
     return True
 
