@@ -15,6 +15,7 @@ from .arena import DENSE_LIMIT, differences, image
 
 MARGIN = 1 << 16  # bytes beside a block in its slot that are compared as well
 CANARY = 0xA5
+LATE = 1_000_000  # clock cycles
 LARGE = 256 << 20  # calls that map more than this take turns on a GPU
 KINDS = {"CUDA_ERROR_ILLEGAL_ADDRESS": "illegal address", "CUDA_ERROR_MISALIGNED_ADDRESS": "misaligned address",
          "CUDA_ERROR_ASSERT": "device assert", "CUDA_ERROR_LAUNCH_FAILED": "launch failure",
@@ -26,6 +27,8 @@ class GpuMemory:
 
     def __init__(self, guards: str):
         self.guards = guards
+        self.counts = {"launches": 0, "compilations": 0}
+        self._hooked = False
         self._space = None
         self._blocks: list = []
         self._windows: list[list[tuple[int, np.ndarray]]] = []
@@ -41,7 +44,21 @@ class GpuMemory:
         for (block, offset, _), data in zip(memory["windows"], blobs):
             self._windows[block].append((offset, np.frombuffer(data, dtype=np.uint8)))
         used = _used(memory)
+        self._graph = None
         self._blocks = [self._space.block(b["bytes"], b["guard"], used[k]) for k, b in enumerate(memory["blocks"])]
+        self._write()
+
+    def refill(self, memory: dict, blobs: list) -> bool:
+        """Other contents in the blocks of the last call, at the same addresses; False if a block is too large for that."""
+        if any(isinstance(block, _Region) for block in self._blocks):
+            return False
+        self._windows = [[] for _ in memory["blocks"]]
+        for (block, offset, _), data in zip(memory["windows"], blobs):
+            self._windows[block].append((offset, np.frombuffer(data, dtype=np.uint8)))
+        self._write()
+        return True
+
+    def _write(self) -> None:
         for block, windows in zip(self._blocks, self._windows):
             for offset, data in windows:
                 block.write(offset, data)
@@ -55,8 +72,57 @@ class GpuMemory:
         torch.cuda.synchronize()
         from triton import knobs
 
-        knobs.runtime.jit_cache_hook = lambda **_: phase("compile") and False
-        knobs.runtime.jit_post_compile_hook = lambda **_: phase("run") and False
+        def compiling(**_) -> None:
+            phase("compile")
+
+        def compiled(**_) -> None:
+            self.counts["compilations"] += 1
+            phase("run")
+
+        knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook = compiling, compiled
+        if not self._hooked:
+            self._hooked = True
+            knobs.runtime.launch_enter_hook.add(self._launched)
+
+    def _launched(self, _) -> None:
+        self.counts["launches"] += 1
+
+    def call(self, mode: str, function, again: bool):
+        """Run in a captured graph (captured now, or `again` the one of the last call), or on a stream of its own behind a
+        producer that is late with every input."""
+        return self._late(function) if mode == "side stream" else self._graphed(function, again)
+
+    def _graphed(self, function, again: bool):
+        if not again:
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                self._returned = function()  # compiles, and whatever else happens only once
+            torch.cuda.synchronize()
+            self._write()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.stream(stream):  # torch.cuda.graph would collect garbage first, which takes longer than the rest
+                self._graph.capture_begin()
+                try:
+                    function()
+                finally:
+                    self._graph.capture_end()
+        self._graph.replay()
+        return self._returned
+
+    def _late(self, function):
+        staged = [b for b in self._blocks if not isinstance(b, _Region)]
+        contents = [b.tensor.clone() for b in staged]
+        for block in staged:
+            block.tensor.narrow(0, block.inset, block.size).zero_()
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(LATE)
+            for block, content in zip(staged, contents):
+                block.tensor.copy_(content)
+            returned = function()
+        torch.cuda.synchronize()
+        return returned
 
     def settle(self) -> dict | str:
         """Wait for the GPU; a fault leaves the process without a usable context."""
@@ -92,6 +158,8 @@ def _used(memory: dict) -> list[list[tuple[int, int]]]:
             used[block].append((byte, byte + (count - 1) * step + itemsize))
     for block, offset, size in memory["windows"]:
         used[block].append((offset, offset + size))
+    for view in memory["tensors"].values():  # torch and Triton ask the driver about the first byte of a tensor
+        used[view["block"]] += [(0, 1), (view["start"], view["start"] + 1)]
     return used
 
 

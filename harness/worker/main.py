@@ -38,7 +38,10 @@ def main() -> None:
         messages.send(control, {"ready": False, "kind": kind, "error": f"{error}" or type(error).__name__})
         return
     messages.send(control, {"ready": True, **reply})
-    _serve(messages, control, runner)
+    if config["fork"]:
+        _serve(messages, control, runner)
+    else:
+        _child(messages, control, runner)
 
 
 def _preload(config: dict):
@@ -57,8 +60,8 @@ def _preload(config: dict):
     subject = subject_module.Subject(config["subject"], Path(config["root"]))
     runner = runner_module.Runner(subject, config["device"], config["guards"])
     if torch.cuda.is_initialized():
-        raise subject_module.SubjectError(f"--subject {config['subject']}: importing it initialises CUDA; do that on first use: "
-                                          "calls run in forked processes")
+        raise subject_module.SubjectError(f"--subject {config['subject']}: importing it initialises CUDA; calls run in forked "
+                                          "processes, so do that on first use")
     described = {name: subject.describe(family, name) for family, name in config["contracts"]}
     versions = {"python": sys.version.split()[0], "numpy": numpy.__version__, "torch": torch.__version__,
                 "triton": triton.__version__}
@@ -108,6 +111,7 @@ def _child(messages, channel: socket.socket, runner) -> None:
             reply, data = runner.run(header, blobs, phase)
             messages.send(channel, {"id": header["id"], **reply}, data)
     except messages.Closed:
+        runner.close()
         os._exit(0)
     except BaseException:  # a fault of this code, not of the subject: the suite reads the log and reports INFRA
         traceback.print_exc()
