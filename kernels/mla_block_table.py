@@ -16,7 +16,7 @@ from . import _checks as checks
 MODES = ("decode", "target_verify", "draft_extend", "extend")
 TRTLLM_TOKENS, WRITER_TOKENS = 128, 4096
 FLOATS = (torch.bfloat16, torch.float8_e4m3fn, torch.float16, torch.float32)
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+BITS = {1: tl.uint8, 2: tl.int16, 4: tl.int32}
 BLOCK_REQUESTS, BLOCK_COLUMNS, MOST_SPLITS = 1024, 1024, 32
 BLOCK_TOKENS, BLOCK_CELLS = 8, 256
 
@@ -166,11 +166,11 @@ def _present(tensors: dict) -> dict:
 # -- block tables -------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["slots", "tokens", "max_blocks", "added", "seq_stride", "extend_stride", "pool_stride",
+@triton.jit(do_not_specialize=["slots", "tokens", "max_blocks", "page_size", "added", "seq_stride", "extend_stride", "pool_stride",
                                "token_stride_0", "token_stride_1"])
 def _block_tables(seq_lens, extend_seq_lens, req_pool_indices, req_to_token, tables, seq_lens_k, table_strides,
-                  slots, tokens, max_blocks, added, seq_stride, extend_stride, pool_stride, token_stride_0, token_stride_1,
-                  PAGE: tl.constexpr, RAGGED: tl.constexpr, FRESH: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+                  slots, tokens, max_blocks, page_size, added, seq_stride, extend_stride, pool_stride,
+                  token_stride_0, token_stride_1, RAGGED: tl.constexpr, FRESH: tl.constexpr, HAS_LENGTHS: tl.constexpr,
                   STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """Programs (i, 0...) write row i of every table, program (i, 0) also its lengths."""
     request, part = tl.program_id(0), tl.program_id(1)
@@ -184,7 +184,7 @@ def _block_tables(seq_lens, extend_seq_lens, req_pool_indices, req_to_token, tab
 
     # A slot or a length that no caller may pass costs entries, not memory.
     slot = tl.load(req_pool_indices + request * pool_stride).to(tl.int64)
-    pages = tl.minimum((tl.maximum(keys, 0) + PAGE - 1) // PAGE, max_blocks)
+    pages = tl.minimum((tl.maximum(keys, 0) + page_size - 1) // page_size, max_blocks)
     pages = tl.where((slot >= 0) & (slot < slots), pages, 0)
     end = pages
     if FRESH:
@@ -192,9 +192,9 @@ def _block_tables(seq_lens, extend_seq_lens, req_pool_indices, req_to_token, tab
     source = req_to_token + slot * token_stride_0
     for start in range(part * BLOCK, end, tl.num_programs(1) * BLOCK):
         column = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        token = column * PAGE
+        token = column * page_size
         live = (column < pages) & (token < tokens)
-        page = tl.load(source + token * token_stride_1, mask=live, other=0) // PAGE
+        page = tl.load(source + token * token_stride_1, mask=live, other=0) // page_size
         wanted = live
         if FRESH:
             page = tl.where(live, page, -1)
@@ -260,9 +260,8 @@ def _fill(inputs, outputs, bs, max_blocks, page_size, fresh, added, numbered=Tru
     _block_tables[grid](
         seq, extend, pool, tokens, tables, tuple(outputs.get("seq_lens_k", tables)),
         tuple((t.stride(0), t.stride(1)) for t in tables),
-        tokens.shape[0], tokens.shape[1], max_blocks, added, seq.stride(0), extend.stride(0), pool.stride(0),
-        tokens.stride(0), tokens.stride(1),
-        PAGE=page_size, RAGGED="extend_seq_lens" in inputs, FRESH=fresh, HAS_LENGTHS="seq_lens_k" in outputs,
+        tokens.shape[0], tokens.shape[1], max_blocks, page_size, added, seq.stride(0), extend.stride(0), pool.stride(0),
+        tokens.stride(0), tokens.stride(1), RAGGED="extend_seq_lens" in inputs, FRESH=fresh, HAS_LENGTHS="seq_lens_k" in outputs,
         STEPS=len(tables), BLOCK=BLOCK_COLUMNS,
     )
 
@@ -295,9 +294,11 @@ def _check_tables(inputs, outputs, bs, max_blocks, page_size, fresh, numbered, i
                                "packed_2", "padded_0", "padded_1", "padded_2", "padded_3"])
 def _ragged_copy(packed, padded, mask, starts, lengths, width, rows, cells, inner, start_stride, length_stride,
                  packed_0, packed_1, packed_2, padded_0, padded_1, padded_2, padded_3,
-                 TO_PADDED: tl.constexpr, ZERO: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_CELLS: tl.constexpr):
+                 BITS: tl.constexpr, TO_PADDED: tl.constexpr, ZERO: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
+                 BLOCK_CELLS: tl.constexpr):
     """Program (i, block of tokens, block of cells): packed[starts[i] + t] and padded[i, t] for the tokens of request i."""
     request = tl.program_id(0)
+    packed, padded = packed.to(tl.pointer_type(BITS)), padded.to(tl.pointer_type(BITS))
     start = tl.load(starts + request * start_stride).to(tl.int64)
     length = tl.load(lengths + request * length_stride).to(tl.int64)
     token = tl.program_id(1).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
@@ -316,7 +317,7 @@ def _ragged_copy(packed, padded, mask, starts, lengths, width, rows, cells, inne
         if ZERO:
             wanted = there
             if tl.program_id(2) == 0:
-                tl.store(mask + request.to(tl.int64) * width + token, (token < length).to(tl.uint8), mask=there)
+                tl.store(mask + request.to(tl.int64) * width + token, token < length, mask=there)
         tl.store(in_padded, bits, mask=wanted[:, None] & exists)
     else:
         bits = tl.load(in_padded, mask=live[:, None] & exists, other=0)
@@ -369,8 +370,7 @@ def pad_sequence_with_mask(*, input_emb, offsets, lengths, output, attn_mask, bs
     _check_counts(bs=bs, max_len=max_len)
     _check_padding(("input_emb", input_emb, (0, 0)), ("output", output, (bs, max_len, 0)),
                    {"offsets": (offsets, (bs,)), "lengths": (lengths, (bs,))}, output="output", mask=(attn_mask, bs * max_len))
-    _copy(input_emb.unsqueeze(1), output.unsqueeze(2), attn_mask, offsets, lengths, bs, max_len, input_emb.shape[0],
-          to_padded=True)
+    _copy(input_emb, output, attn_mask, offsets, lengths, bs, max_len, input_emb.shape[0], to_padded=True)
 
 
 def _check_counts(**counts: int) -> None:
@@ -401,14 +401,15 @@ def _check_padding(packed, padded, lengths, output: str, mask=None) -> None:
 
 
 def _copy(packed, padded, mask, starts, lengths, bs, width, rows, to_padded: bool) -> None:
-    """One launch over the bits of both tensors: a copy needs no number format."""
-    bits = BITS[packed.element_size()]
-    packed, padded = packed.view(bits), padded.view(bits)
-    cells = packed.shape[1] * packed.shape[2]
+    """One launch over the bits of both tensors: a copy needs no number format. Rows are [heads, head_dim] or [hidden]."""
+    bits, inner, cells = BITS[packed.element_size()], packed.shape[-1], math.prod(packed.shape[1:])
+    heads = packed.dim() == 3
+    packed_strides = packed.stride() if heads else (packed.stride(0), 0, packed.stride(1))
+    padded_strides = padded.stride() if heads else (*padded.stride()[:2], 0, padded.stride(2))
     grid = (bs, triton.cdiv(width, BLOCK_TOKENS), triton.cdiv(cells, BLOCK_CELLS))
     if 0 in grid:
         return
-    flags = packed if mask is None else mask.view(torch.uint8)
-    _ragged_copy[grid](packed, padded, flags, starts, lengths, width, rows, cells, packed.shape[2], starts.stride(0),
-                       lengths.stride(0), *packed.stride(), *padded.stride(), TO_PADDED=to_padded, ZERO=mask is not None,
+    zero = mask is not None
+    _ragged_copy[grid](packed, padded, mask if zero else packed, starts, lengths, width, rows, cells, inner, starts.stride(0),
+                       lengths.stride(0), *packed_strides, *padded_strides, BITS=bits, TO_PADDED=to_padded, ZERO=zero,
                        BLOCK_TOKENS=BLOCK_TOKENS, BLOCK_CELLS=BLOCK_CELLS)

@@ -75,6 +75,13 @@ def test_far(subject, example, session):
     lanes.fixed(session, subject, example)
 
 
+@pytest.mark.gate
+def test_query_lengths_in_place(subject, session):
+    """An eager draft extend keeps extend_seq_lens itself as its seq_lens_q."""
+    case = MlaMetadata((Req(0, 10, 1), Req(0, 7, 3), Req(0, 9, 0)), mode="draft_extend", ragged=True, spare=1)
+    lanes.fixed(session, subject, Example((case,), Layout(aliases=(("seq_lens_q", "extend_seq_lens"),))))
+
+
 def test_long_rows(session):
     """131,072 keys beside very few, on a table as wide as padding makes it."""
     case = MlaBlockTable((Req(1, 131072), Req(3, 2)), mode="target_verify", draft_tokens=4, padded=True, fresh=True)
