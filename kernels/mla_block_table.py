@@ -166,8 +166,8 @@ def _present(tensors: dict) -> dict:
 # -- block tables -------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["slots", "tokens", "max_blocks", "page_size", "added", "seq_stride", "extend_stride", "pool_stride",
-                               "token_stride_0", "token_stride_1"])
+@triton.jit(do_not_specialize=["slots", "tokens", "max_blocks", "page_size", "added", "seq_stride", "extend_stride",
+                               "pool_stride", "token_stride_0", "token_stride_1"])
 def _block_tables(seq_lens, extend_seq_lens, req_pool_indices, req_to_token, tables, seq_lens_k, table_strides,
                   slots, tokens, max_blocks, page_size, added, seq_stride, extend_stride, pool_stride,
                   token_stride_0, token_stride_1, RAGGED: tl.constexpr, FRESH: tl.constexpr, HAS_LENGTHS: tl.constexpr,
@@ -261,8 +261,8 @@ def _fill(inputs, outputs, bs, max_blocks, page_size, fresh, added, numbered=Tru
         seq, extend, pool, tokens, tables, tuple(outputs.get("seq_lens_k", tables)),
         tuple((t.stride(0), t.stride(1)) for t in tables),
         tokens.shape[0], tokens.shape[1], max_blocks, page_size, added, seq.stride(0), extend.stride(0), pool.stride(0),
-        tokens.stride(0), tokens.stride(1), RAGGED="extend_seq_lens" in inputs, FRESH=fresh, HAS_LENGTHS="seq_lens_k" in outputs,
-        STEPS=len(tables), BLOCK=BLOCK_COLUMNS,
+        tokens.stride(0), tokens.stride(1), RAGGED="extend_seq_lens" in inputs, FRESH=fresh,
+        HAS_LENGTHS="seq_lens_k" in outputs, STEPS=len(tables), BLOCK=BLOCK_COLUMNS,
     )
 
 

@@ -379,8 +379,11 @@ class _Tables(Case):
     def pages(self, i: int) -> int:
         return -(-self.keys(i) // self.page_size)
 
+    def longest_keys(self) -> int:
+        return max([self.keys(i) for i in range(len(self.batch))], default=0)
+
     def max_blocks(self) -> int:
-        keys = max([self.keys(i) for i in range(len(self.batch))], default=0)
+        keys = self.longest_keys()
         if self.padded:
             return calc_padded_blocks(max_seq_len=keys, page_size=self.page_size, variant={}) + self.extra
         return -(-keys // self.page_size) + self.extra
@@ -599,12 +602,12 @@ def _first_request(case, **changes):
 
 def _last_page_outside(case):
     """The first token of the longest row's last page is one column past req_to_token."""
-    last = (case.longest - 1) // case.page_size * case.page_size
+    last = (case.longest_keys() - 1) // case.page_size * case.page_size
     return replace(case, table_extra=last - case.longest) if last > 0 else None
 
 
 def _too_narrow(case):
-    return replace(case, padded=False, extra=-1) if case.longest > 0 else None
+    return replace(case, padded=False, extra=-1) if case.longest_keys() else None
 
 
 _TABLE_PRECONDITIONS = (
