@@ -146,6 +146,8 @@ def supports(case):
     vectors, tables = _DENSE[name]
     if kinds & {(n, kind) for n in vectors for kind in ("strided", "expanded")}:
         return "unit stride of lengths and indices (comments: [batch_size])"
+    if ("padded_q", "pitched") in kinds:
+        return "a padded_q that is no corner of a wider buffer (forward_extend passes padded_q_buffer[:bs, :max_q])"
     if kinds & {(n, kind) for n in tables for kind in ("pitched", "strided", "far")}:
         return "rows that follow one another: addresses are made of the shape (shape[1] as row pitch)"
     if name in ("mla_block_table", "mla_multi_step_draft"):

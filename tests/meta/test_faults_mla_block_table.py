@@ -52,7 +52,7 @@ FAULTS = [
     ("lengths_grow", "mla_multi_step_draft", "states", "seq_lens_k"),
     ("lengths_of_the_first_step_only", "mla_multi_step_draft", "states", "seq_lens_k"),
     ("viewed_where_divisible", "pad_draft_extend_query", "states", "padded_q"),
-    ("pitch_of_the_view", "pad_draft_extend_query", "redzones", "padded_q"),
+    ("pitch_of_the_view", "pad_draft_extend_query", "states", "padded_q"),
     ("places_cleared", "pad_draft_extend_query", "states", "padded_q"),
     ("dropped_tokens_copied", "pad_draft_extend_query", "states", "padded_q"),
     ("heads_of_one_block", "pad_draft_extend_query", "states", "padded_q"),
