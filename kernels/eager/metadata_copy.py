@@ -1,0 +1,39 @@
+"""The metadata_copy family in plain PyTorch: one slice copy per buffer, as SGLang did before it fused them."""
+
+
+def fused_metadata_copy(*, cache_seqlens_src, cu_seqlens_k_src, page_indices_src, nsa_cache_seqlens_src,
+                        seqlens_expanded_src, nsa_cu_seqlens_k_src, real_page_table_src, flashmla_num_splits_src,
+                        flashmla_metadata_src, cache_seqlens_dst, cu_seqlens_k_dst, page_table_1_dst, nsa_cache_seqlens_dst,
+                        seqlens_expanded_dst, nsa_cu_seqlens_k_dst, real_page_table_dst, flashmla_num_splits_dst,
+                        flashmla_metadata_dst, forward_mode, bs, max_len, max_seqlen_k, seqlens_expanded_size):
+    """One backend."""
+    decode = forward_mode == 0
+    n = bs if decode else seqlens_expanded_size
+    pages = page_indices_src[:bs, :max_len] if decode else page_indices_src[:, :max_seqlen_k]
+    _into(cache_seqlens_dst, cache_seqlens_src[:bs])
+    _into(cu_seqlens_k_dst[1:], cu_seqlens_k_src[1 : bs + 1])
+    _into(page_table_1_dst, pages)
+    _into(nsa_cache_seqlens_dst, nsa_cache_seqlens_src[:n])
+    _into(nsa_cu_seqlens_k_dst[1:], nsa_cu_seqlens_k_src[1 : n + 1])
+    if not decode:
+        _into(seqlens_expanded_dst, seqlens_expanded_src[:n])
+    if real_page_table_dst is not None:
+        _into(real_page_table_dst, real_page_table_src[: len(pages)])
+    if flashmla_num_splits_dst is not None:
+        _into(flashmla_num_splits_dst, flashmla_num_splits_src[: n + 1])
+    if flashmla_metadata_dst is not None:
+        _into(flashmla_metadata_dst, flashmla_metadata_src)
+
+
+def fused_metadata_copy_multi(*, bs, max_len, seqlens_expanded_size, **tensors):
+    """One backend after the other."""
+    sources = {name: t for name, t in tensors.items() if name.endswith("_src")}
+    for b in range(len(tensors["cache_seqlens_dst"])):
+        backend = {name: group[b] for name, group in tensors.items() if name.endswith("_dst")}
+        fused_metadata_copy(**sources, **backend, seqlens_expanded_src=None, seqlens_expanded_dst=None, forward_mode=0, bs=bs,
+                            max_len=max_len, max_seqlen_k=-1, seqlens_expanded_size=seqlens_expanded_size)
+
+
+def _into(target, source):
+    """The source over the target's leading cells."""
+    target[tuple(slice(n) for n in source.shape)] = source
