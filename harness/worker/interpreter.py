@@ -17,6 +17,7 @@ def install(shadow_of) -> Shadow:
     loop_bounds_from_memory(interpreter)
     poison_masked_lanes(interpreter)
     scalar_and_vector_masks(interpreter)
+    narrow_float_casts(interpreter)
     skip_unused_overflow_checks(interpreter)
     patch_language_once_per_launch(interpreter)
     watch_launches(interpreter, shadow)
@@ -65,6 +66,32 @@ def scalar_and_vector_masks(interpreter) -> None:
 
     builder.create_masked_load = lambda self, p, mask, *rest: stock_load(self, p, fitted(mask, p), *rest)
     builder.create_masked_store = lambda self, p, value, mask, *rest: stock_store(self, p, value, fitted(mask, p), *rest)
+
+
+def narrow_float_casts(interpreter) -> None:
+    """Casts among float32, bfloat16 and float8 e4m3 round to nearest even, e4m3 saturates and NaN stays NaN, as on hardware.
+
+    The stock ones truncate to bfloat16, round e4m3 halves up without carrying, and read e4m3's NaN as 480.
+    """
+    import torch
+    import triton.language as tl
+
+    formats = {tl.float32: (torch.float32, np.float32), tl.bfloat16: (torch.bfloat16, np.int16),
+               tl.float8e4nv: (torch.float8_e4m3fn, np.uint8)}
+    bits = {4: np.uint32, 2: np.uint16, 1: np.uint8}
+    stock = interpreter._convert_float
+
+    def convert(values, source, target, rounding_mode):
+        if source not in formats or target not in formats or rounding_mode == interpreter._ir.ROUNDING_MODE.RTZ:
+            return stock(values, source, target, rounding_mode)
+        (dtype, raw), (goal, _) = formats[source], formats[target]
+        wide = torch.from_numpy(np.array(values).view(raw)).view(dtype).to(torch.float32)
+        if target == tl.float8e4nv:
+            wide = wide.clamp(-448.0, 448.0)
+        result = wide.to(goal)
+        return result.view({4: torch.int32, 2: torch.int16, 1: torch.uint8}[goal.itemsize]).numpy().view(bits[goal.itemsize])
+
+    interpreter._convert_float = convert
 
 
 def skip_unused_overflow_checks(interpreter) -> None:
