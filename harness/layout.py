@@ -239,11 +239,13 @@ class _Builder:
         """One window per run of cells that matters, with a poisoned margin where the neighbours are no cells."""
         size, itemsize, step = self.sizes[view.block], view.dtype.itemsize, view.strides[-1] * view.dtype.itemsize
         margin = LEAD if not isinstance(tensor, Input) else 0
-        for start, stop in _runs(tensor):
-            first, last = view.byte_of(start), view.byte_of(stop - 1) + itemsize
-            lo, hi = max(0, first - margin), min(size, last + margin)
-            window = self._window(name, view.block, lo, hi - lo)
-            self.pieces[name].append(Piece(window, start, stop - start, first - lo, step))
+        gapless = len(view.shape) == 1 or view.strides[0] == view.columns * view.strides[-1]
+        for run in _runs(tensor):
+            for start, stop in [run] if gapless else _by_row(*run, view.columns):
+                first, last = view.byte_of(start), view.byte_of(stop - 1) + itemsize
+                lo, hi = max(0, first - margin), min(size, last + margin)
+                window = self._window(name, view.block, lo, hi - lo)
+                self.pieces[name].append(Piece(window, start, stop - start, first - lo, step))
 
     def _window(self, name: str, block: int, offset: int, size: int) -> int:
         words = hashing.cells(self.seed, f"{name}/around/{self.run}", np.arange(-(-size // 8)) + offset)
