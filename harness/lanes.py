@@ -32,7 +32,7 @@ def replays(session, subject: str, transform: str, strategy, record_property) ->
 def _campaign(session, subject: str, transform: str, lane: str, strategy, profile, record_property) -> Row | None:
     contract = registry.contracts()[transform]
     worker = session.worker(subject)
-    row = Row(subject, transform, lane, NOT_PROVIDED, checks=_checks(contract))
+    row = Row(subject, transform, lane, NOT_PROVIDED, checks=_checks(contract, worker.tier))
     if not worker.describe[transform]["provided"]:
         row.notes += [m for m in [worker.describe[transform]["missing"]] if m and lane == "inside"]
         _record(record_property, row)
@@ -95,10 +95,11 @@ def refusals(session, subject: str, case: Case) -> int:
     return tried
 
 
-def _checks(contract) -> str:
+def _checks(contract, tier: str) -> str:
     if contract.kind is Kind.HOST:
         return "result, inputs"
-    return "all 5" if set(CheckOptions().checks) == set(SHORT) else ", ".join(SHORT[c] for c in CheckOptions().checks)
+    every = set(CheckOptions().checks) == set(SHORT)
+    return f"all 5, {tier}" if every else ", ".join(SHORT[c] for c in CheckOptions().checks)
 
 
 def _fill(row: Row, outcome: Outcome) -> None:
