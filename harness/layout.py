@@ -240,7 +240,8 @@ class _Builder:
         size, itemsize, step = self.sizes[view.block], view.dtype.itemsize, view.strides[-1] * view.dtype.itemsize
         margin = LEAD if not isinstance(tensor, Input) else 0
         gapless = len(view.shape) == 1 or view.strides[0] == view.columns * view.strides[-1]
-        for run in _runs(tensor):
+        whole = gapless and not isinstance(tensor, Input)
+        for run in [(0, math.prod(view.shape))] if whole else _runs(tensor):
             for start, stop in [run] if gapless else _by_row(*run, view.columns):
                 first, last = view.byte_of(start), view.byte_of(stop - 1) + itemsize
                 lo, hi = max(0, first - margin), min(size, last + margin)

@@ -64,7 +64,8 @@ def _parts(cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def _quantize_k_cache(*, cache_k, quant_k_cache):
     parts, nope, rope = _parts(quant_k_cache), cache_k[:, :512], cache_k[:, 512:576]
     _quant._quantize_k_cache_fast_kernel[(len(cache_k), 5)](
-        *parts, nope, rope, *(p.stride(0) for p in parts), nope.stride(0), rope.stride(0), **_DIMS, FP8_MIN=-448.0, FP8_MAX=448.0)
+        *parts, nope, rope, *(p.stride(0) for p in parts), nope.stride(0), rope.stride(0), **_DIMS, FP8_MIN=-448.0,
+        FP8_MAX=448.0)
 
 
 def _dequantize_k_cache(*, quant_k_cache, k_cache):
