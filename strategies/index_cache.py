@@ -46,12 +46,12 @@ def get_s(draw) -> GetS:
 @st.composite
 def get_k_and_s(draw, max_requests: int = 4) -> GetKAndS:
     """Ragged batches, idle requests, common prefixes, batches longer than a block; a launch made for 65,600 tokens."""
-    cache = draw(_cache())
-    batch = draw(st.lists(_length(cache).map(Req), min_size=draw(batch_floor()), max_size=max_requests))
-    small = 0 < len(batch) and sum(r.seq_len for r in batch) <= 60 and cache["pages"] <= max(PAGES)
+    cache, crowd = draw(_cache()), draw(many(20))
+    length = st.integers(0, 3) if crowd else _length(cache)
+    batch = draw(st.lists(length.map(Req), min_size=2 if crowd else draw(batch_floor()), max_size=max_requests))
     return GetKAndS(
         **cache, requests=tuple(batch), shared=draw(st.sampled_from((False, False, True))),
-        repeat=-(-(REQUEST_BLOCK + 1) // len(batch)) if small and draw(many(6)) else 1,
+        repeat=-(-(REQUEST_BLOCK + 1) // len(batch)) if crowd else 1,
         max_extra=LONG if draw(many(25)) else draw(st.sampled_from((0, 1, 63))),
         width_extra=draw(st.sampled_from((0, 0, 1, 5))),
     )

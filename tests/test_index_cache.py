@@ -71,9 +71,14 @@ def test_far_rows(subject, case, session):
 
 
 @pytest.mark.gate
-def test_long_requests(subject, session):
+def test_a_launch_for_long_requests(subject, session):
+    """A bound of more tokens than a grid has rows along y."""
+    lanes.fixed(session, subject, Example((GetKAndS(page_size=64, requests=(Req(3), Req(130)), max_extra=131_072),)))
+
+
+def test_long_requests(session):
     """More tokens than a grid has rows along y, beside a very short request."""
-    lanes.fixed(session, subject, Example((GetKAndS(page_size=64, pages=9, requests=(Req(3), Req(65_600))),)))
+    lanes.fixed(session, "kernels", Example((GetKAndS(page_size=64, pages=9, requests=(Req(3), Req(65_600))),)))
 
 
 WRONG_CALLS = [

@@ -46,6 +46,8 @@ def _get_k_and_s(*, buf, page_indices, seq_lens, k_out, s_out, seq_len_sum, max_
 
 
 def _set_k_and_s(*, buf, loc, index_k, index_k_scale, page_size):
+    if _PRESHUFFLES:  # the versions that know preshuffled caches convert
+        loc = loc.to(torch.int64)
     _cache._set_k_and_s_triton_kernel[(loc.shape[0],)](
         buf.view(torch.float8_e4m3fn), buf.view(torch.float32), loc, index_k, index_k_scale, index_k.stride(0),
         PAGE_SIZE=page_size, BUF_NUMEL_PER_PAGE=buf.shape[1], NUM_K_ELEMS_PER_TOKEN=128,
@@ -94,8 +96,8 @@ def supports(case):
             return "contiguous tensors (asserted by set_k_and_s; strides are taken from shapes elsewhere, or views need them)"
     if contract == "set_k_and_s" and fields["page_size"] != 64:
         return "page_size 64 (asserted)"
-    if contract == "set_k_and_s" and places.get("loc", {}).get("dtype") != "int64":
-        return "int64 loc (asserted, or converted before the kernel)"
+    if contract == "set_k_and_s" and not _PRESHUFFLES and places.get("loc", {}).get("dtype") != "int64":
+        return "int64 loc (asserted; newer versions convert it)"
     return True
 
 
