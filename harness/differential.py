@@ -151,7 +151,7 @@ def _run(example: Example, steps: list[_Step], worker, options: CheckOptions,
             return done, [_raised(step["raised"], k, checks.written(placed, observed))]
         found += [_at(f, k) for f in _inspect(placed, observed, step, planned, options)]
         done.append((placed, observed))
-        prior = layouts.Prior(placed, observed)
+        prior = layouts.Prior(placed, observed, prior)
     return done, found
 
 

@@ -177,10 +177,10 @@ def place(contract: Contract, arguments: dict, layout: Layout, seed: int, run: i
 
 
 class Prior:
-    """Output contents that an earlier step left behind: the cells by (tensor, flat start)."""
+    """Output contents that earlier steps left behind: the cells by (tensor, flat start)."""
 
-    def __init__(self, placed: Placed, observed: Observed):
-        self.cells = {n: placed.cells(n, observed.windows) for n in placed.views}
+    def __init__(self, placed: Placed, observed: Observed, earlier: "Prior | None" = None):
+        self.cells = {**(earlier.cells if earlier else {}), **{n: placed.cells(n, observed.windows) for n in placed.views}}
 
     def __contains__(self, name: str) -> bool:
         return name in self.cells
@@ -239,14 +239,12 @@ class _Builder:
         """One window per run of cells that matters, with a poisoned margin where the neighbours are no cells."""
         size, itemsize, step = self.sizes[view.block], view.dtype.itemsize, view.strides[-1] * view.dtype.itemsize
         margin = LEAD if not isinstance(tensor, Input) else 0
-        gapless = len(view.shape) == 1 or view.strides[0] == view.columns * view.strides[-1]
-        whole = gapless and not isinstance(tensor, Input)
-        for run in [(0, math.prod(view.shape))] if whole else _runs(tensor):
-            for start, stop in [run] if gapless else _by_row(*run, view.columns):
-                first, last = view.byte_of(start), view.byte_of(stop - 1) + itemsize
-                lo, hi = max(0, first - margin), min(size, last + margin)
-                window = self._window(name, view.block, lo, hi - lo)
-                self.pieces[name].append(Piece(window, start, stop - start, first - lo, step))
+        gaps = len(view.shape) > 1 and view.strides[0] != view.columns * view.strides[-1]
+        for start, stop in _runs(tensor, view.columns if gaps else math.prod(view.shape)):
+            first, last = view.byte_of(start), view.byte_of(stop - 1) + itemsize
+            lo, hi = max(0, first - margin), min(size, last + margin)
+            window = self._window(name, view.block, lo, hi - lo)
+            self.pieces[name].append(Piece(window, start, stop - start, first - lo, step))
 
     def _window(self, name: str, block: int, offset: int, size: int) -> int:
         words = hashing.cells(self.seed, f"{name}/around/{self.run}", np.arange(-(-size // 8)) + offset)
@@ -257,7 +255,7 @@ class _Builder:
         runs = self._cells(name)
         before = self._before(name, runs)
         for start, cells in runs.items():
-            if self.prior is not None and not isinstance(tensor, Input):
+            if self.prior is not None and name in self.prior and not isinstance(tensor, Input):
                 cells[:] = self.prior.cells[name][start]
                 continue
             cells[:] = before[start]
@@ -355,17 +353,19 @@ def _equal_rows(tensor) -> bool:
     return len(rows) > 1 and all(row == rows[0] for row in rows)
 
 
-def _runs(tensor) -> list[tuple[int, int]]:
-    """The runs of cells of a sparse tensor that get a window."""
+def _runs(tensor, columns: int) -> list[tuple[int, int]]:
+    """The runs of cells of a sparse tensor that get a window, cut after every `columns` cells. Of a long run that is not
+    LIVE only the ends get one."""
     if not isinstance(tensor, Input):
         columns = row_cells(tensor.shape)
         return [(start, start + columns) for start in range(0, math.prod(tensor.shape), columns)]
-    runs = []
+    runs: list[tuple[int, int]] = []
     for span in tensor.spans:
-        if span.region is Region.SLACK and span.stop - span.start > 2 * SLACK_WINDOW:
-            runs += [(span.start, span.start + SLACK_WINDOW), (span.stop - SLACK_WINDOW, span.stop)]
-        elif span.stop > span.start:
-            runs.append((span.start, span.stop))
+        if span.region is not Region.LIVE and span.stop - span.start > 2 * SLACK_WINDOW:
+            runs += _by_row(span.start, span.start + SLACK_WINDOW, columns)
+            runs += _by_row(span.stop - SLACK_WINDOW, span.stop, columns)
+        else:
+            runs += _by_row(span.start, span.stop, columns)
     return runs
 
 
@@ -391,7 +391,7 @@ def observe(placed: Placed, changes: list[tuple[int, int, bytes]]) -> Observed:
             lo, hi = max(offset, window.offset), min(offset + len(data), window.offset + len(window.image))
             there, here = slice(lo - window.offset, hi - window.offset), slice(lo - offset, hi - offset)
             images[k][there] = np.frombuffer(data[here], np.uint8)
-            covered[here] = owned[k][there]
+            covered[here] |= owned[k][there]
         first = np.flatnonzero(~covered)
         if len(first):
             stray.append((block, offset + int(first[0]), data[int(first[0]) :]))

@@ -38,6 +38,11 @@ class CpuMemory:
         self.shadow.order = header["order"]
         self.shadow.begin(views, memory["access"], header["rules"])
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Launches so far; the interpreter compiles nothing."""
+        return {"launches": self.shadow.launches, "compilations": 0}
+
     def settle(self) -> str:
         """The call is over; on the CPU a fault would have ended the process."""
         self.shadow.active = False

@@ -27,6 +27,8 @@ class GpuMemory:
 
     def __init__(self, guards: str):
         self.guards = guards
+        self.counts = {"launches": 0, "compilations": 0}
+        self._hooked = False
         self._space = None
         self._blocks: list = []
         self._windows: list[list[tuple[int, np.ndarray]]] = []
@@ -70,8 +72,20 @@ class GpuMemory:
         torch.cuda.synchronize()
         from triton import knobs
 
-        knobs.runtime.jit_cache_hook = lambda **_: phase("compile") and False
-        knobs.runtime.jit_post_compile_hook = lambda **_: phase("run") and False
+        def compiling(**_) -> None:
+            phase("compile")
+
+        def compiled(**_) -> None:
+            self.counts["compilations"] += 1
+            phase("run")
+
+        knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook = compiling, compiled
+        if not self._hooked:
+            self._hooked = True
+            knobs.runtime.launch_enter_hook.add(self._launched)
+
+    def _launched(self, _) -> None:
+        self.counts["launches"] += 1
 
     def call(self, mode: str, function, again: bool):
         """Run in a captured graph (captured now, or `again` the one of the last call), or on a stream of its own behind a

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .shadow import Shadow, poison
 
@@ -40,17 +41,26 @@ def loop_bounds_from_memory(interpreter) -> None:
 
 
 def poison_masked_lanes(interpreter) -> None:
-    """A masked load without `other` is undefined on hardware; the interpreter gives 0, which hides missing masks."""
-    builder = interpreter.InterpreterBuilder
-    stock = builder.create_masked_load
+    """A masked load without `other` is undefined on hardware; the interpreter gives 0, which hides missing masks.
+
+    `other=0` of a load with one lane is there all the same: Triton asks for its truth, which in the interpreter is its value.
+    """
+    builder, semantic = interpreter.InterpreterBuilder, type(interpreter.interpreter_semantic)
+    stock, stock_load = builder.create_masked_load, semantic.load
+    given = {"other": False}
+
+    def load(self, pointers, mask, other, *rest):
+        given["other"] = other is not None
+        return stock_load(self, pointers, mask, other, *rest)
 
     def create_masked_load(self, pointers, mask, other, *rest):
-        if other is None:
+        if other is None and not given["other"]:
             element = pointers.get_element_ty()
             dtype = interpreter._get_np_dtype(element)
             other = interpreter.TensorHandle(np.full(pointers.data.shape, poison(dtype), dtype=dtype), element)
         return stock(self, pointers, mask, other, *rest)
 
+    semantic.load = load
     builder.create_masked_load = create_masked_load
 
 
@@ -137,7 +147,8 @@ def watch_launches(interpreter, shadow: Shadow) -> None:
     def call(self, *args, **kwargs):
         values = list(args) + list(kwargs.values())
         state["own"] = list(itertools.chain.from_iterable(own_ranges(v, shadow._arena) for v in values))
-        return stock_call(self, *args, **kwargs)
+        with _disable_current_modes():  # the interpreter's own torch operations are not the kernel's
+            return stock_call(self, *args, **kwargs)
 
     def set_grid_dim(self, x, y, z):
         stock_dim(self, x, y, z)

@@ -7,6 +7,7 @@ import traceback
 
 import torch
 
+from .counting import counted
 from .subject import Subject
 
 
@@ -58,7 +59,9 @@ class Runner:
         phase("run")
         error = None
         try:
-            if mode == "plain":
+            if header.get("count"):
+                returned, reply["cost"] = counted(self.memory, lambda: function(**arguments))
+            elif mode == "plain":
                 returned = function(**arguments)
             else:
                 returned = self.memory.call(mode, lambda: function(**arguments), again)

@@ -42,6 +42,12 @@ def _masked_load_without_other(x, out, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _masked_load_with_zero(x, out, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + i, mask=i < 0, other=0))
+
+
+@triton.jit
 def _scalar_and_vector_mask(x, out, n, m, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     i = tl.arange(0, BLOCK)
@@ -101,6 +107,12 @@ def loop_bound():
 def masked_lane():
     out = torch.zeros(4, dtype=torch.int32)
     _masked_load_without_other[(1,)](torch.ones(4, dtype=torch.int32), out, 2, BLOCK=4)
+    return out.tolist()
+
+
+def one_masked_lane():
+    out = torch.ones(1, dtype=torch.int32)
+    _masked_load_with_zero[(1,)](torch.ones(1, dtype=torch.int32), out, BLOCK=1)
     return out.tolist()
 
 
@@ -170,7 +182,7 @@ def attempt(test):
         return f"{type(error).__name__}: {error}"
 
 
-tests = (loop_bound, masked_lane, mixed_mask, masked_overflow, wrapped_product, loop_index, bf16, narrow_casts,
-         wide_casts, grids)
+tests = (loop_bound, masked_lane, one_masked_lane, mixed_mask, masked_overflow, wrapped_product, loop_index, bf16,
+         narrow_casts, wide_casts, grids)
 answers = {test.__name__: attempt(test) for test in (tests if shims else tests[:-1])}
 print(json.dumps({"triton": triton.__version__, "numpy": np.__version__, **answers}))

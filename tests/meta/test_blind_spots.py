@@ -38,6 +38,10 @@ def test_masked_lanes_without_other_are_poison_and_not_zero(shimmed, stock):
     assert shimmed["masked_lane"] == [1, 1, 0x5A5A5A5A, 0x5A5A5A5A]
 
 
+def test_a_zero_for_masked_lanes_is_kept_where_there_is_only_one_lane(shimmed):
+    assert shimmed["one_masked_lane"] == [0]
+
+
 def test_a_scalar_and_a_vector_condition_make_a_mask(shimmed):
     assert shimmed["mixed_mask"] == [1, 2, 3, 0]
 
