@@ -162,7 +162,8 @@ def _set_k_and_s(buf, loc, key, scale, tokens, pages, pitch, loc_step, key_pitch
     """One program per block of tokens."""
     token, page, place, wanted = _place(loc, loc_step, tokens, pages, pitch, PAGE_SIZE, BLOCK)
     byte = tl.arange(0, HEAD_DIM)
-    codes = tl.load(key + (token * key_pitch)[:, None] + (byte * key_step)[None, :], mask=wanted[:, None], other=0)
+    codes = tl.load(key + (token * key_pitch)[:, None] + (byte * key_step)[None, :], mask=wanted[:, None], other=0.0)
+    codes = codes.to(tl.uint8, bitcast=True)
     tl.store(buf + (page + place * HEAD_DIM)[:, None] + byte[None, :], codes, mask=wanted[:, None])
     scales = tl.load(scale + token * scale_step, mask=wanted, other=0.0)
     four, last = tl.arange(0, 4)[None, :], page + PAGE_SIZE * HEAD_DIM + place * 4
@@ -194,15 +195,14 @@ def set_k_and_s(*, buf, loc, index_k, index_k_scale, page_size):
     Raises:
         TypeError, ValueError: an argument is not as above; nothing was written.
     """
-    if isinstance(index_k_scale, torch.Tensor) and index_k_scale.dim() == 2 and index_k_scale.shape[1] == 1:
-        index_k_scale = index_k_scale[:, 0]
     device, tokens = _check_store(buf, loc, page_size)
     checks.tensor("index_k", index_k, FP8, (tokens, HEAD_DIM), device)
-    checks.tensor("index_k_scale", index_k_scale, FP32, (tokens,), device)
+    column = isinstance(index_k_scale, torch.Tensor) and index_k_scale.dim() == 2
+    checks.tensor("index_k_scale", index_k_scale, FP32, (tokens, 1) if column else (tokens,), device)
     checks.apart({"buf": buf}, {"loc": loc, "index_k": index_k, "index_k_scale": index_k_scale})
     if tokens:
         _set_k_and_s[(triton.cdiv(tokens, STORE_TOKENS),)](
-            buf, loc, index_k.view(torch.uint8), index_k_scale, tokens, buf.shape[0], buf.stride(0), loc.stride(0),
+            buf, loc, index_k, index_k_scale, tokens, buf.shape[0], buf.stride(0), loc.stride(0),
             *index_k.stride(), index_k_scale.stride(0), PAGE_SIZE=page_size, HEAD_DIM=HEAD_DIM, BLOCK=STORE_TOKENS)
 
 

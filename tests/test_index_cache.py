@@ -76,9 +76,9 @@ def test_a_launch_for_long_requests(subject, session):
     lanes.fixed(session, subject, Example((GetKAndS(page_size=64, requests=(Req(3), Req(130)), max_extra=131_072),)))
 
 
-def test_long_requests(session):
-    """More tokens than a grid has rows along y, beside a very short request."""
-    lanes.fixed(session, "kernels", Example((GetKAndS(page_size=64, pages=9, requests=(Req(3), Req(65_600))),)))
+def test_more_tokens_than_a_grid_has_rows(session):
+    """One row of scales for each of 65,600 tokens."""
+    lanes.fixed(session, "kernels", Example((GetS(page_size=64, pages=9, seq_len=65_600),)))
 
 
 WRONG_CALLS = [
