@@ -19,7 +19,7 @@ TOKEN_BLOCK, REQUEST_BLOCK = 128, 32  # what our kernels take at a time
 def _cache(draw, far: bool = True) -> dict:
     """Page size, number of pages, contents; now and then a cache of 5 GiB of which a few pages are live."""
     page_size = draw(st.sampled_from(PAGE_SIZES))
-    pages = FAR_BYTES // (page_size * TOKEN_BYTES) if far and draw(many(15)) else draw(st.sampled_from(PAGES))
+    pages = FAR_BYTES // (page_size * TOKEN_BYTES) if far and draw(many(7)) else draw(st.sampled_from(PAGES))
     return dict(page_size=page_size, pages=pages, content=draw(st.integers(0, 255)), spare=draw(spare()))
 
 
@@ -52,7 +52,7 @@ def get_k_and_s(draw, max_requests: int = 4) -> GetKAndS:
     return GetKAndS(
         **cache, requests=tuple(batch), shared=draw(st.sampled_from((False, False, True))),
         repeat=-(-(REQUEST_BLOCK + 1) // len(batch)) if crowd else 1,
-        max_extra=LONG if draw(many(25)) else draw(st.sampled_from((0, 1, 63))),
+        max_extra=LONG if draw(many(12)) else draw(st.sampled_from((0, 1, 63))),
         width_extra=draw(st.sampled_from((0, 0, 1, 5))),
     )
 
@@ -106,9 +106,10 @@ def dequantize_k_cache(draw) -> DequantizeKCache:
 @st.composite
 def dequantize_k_cache_paged(draw) -> DequantizeKCachePaged:
     """Slots in any order, some of them twice, at either end of the cache; now and then one of 5 GiB."""
-    slots = FAR_BYTES // LATENT_BYTES if draw(many(15)) else draw(st.sampled_from((8, 1, 70)))
+    far = draw(many(7))
+    slots = FAR_BYTES // LATENT_BYTES if far else draw(st.sampled_from((8, 1, 70)))
     slot = st.integers(0, min(slots - 1, 9)).map(Slot)
     tokens = draw(st.lists(slot, min_size=draw(batch_floor()), max_size=6))
     return DequantizeKCachePaged(
         content=draw(st.integers(0, 255)), spare=draw(spare()), nan=draw(st.sampled_from((False, False, True))),
-        tokens=tuple(tokens), slots=slots, from_end=draw(st.booleans()))
+        tokens=tuple(tokens), slots=slots, from_end=draw(st.sampled_from((True, False, far))))
