@@ -48,7 +48,7 @@ FAR_ROWS = (*BYTE_ROWS, "far")
 FAR_STRIDED = (*ROWS_STRIDED, "far")
 
 
-def key_bytes(page_size: int, token: int, count: int = 1) -> slice:
+def key_bytes(token: int, count: int = 1) -> slice:
     """Where the keys of `count` tokens lie in a page."""
     return slice(token * HEAD_DIM, (token + count) * HEAD_DIM)
 
@@ -195,7 +195,7 @@ class _IndexCache(Case):
         for page, count in sorted(tokens.items()):
             if 0 <= page < self.pages:
                 start = end = page * pitch
-                for part in [key_bytes(self.page_size, 0, count)] * keys + [scale_bytes(self.page_size, 0, count)] * scales:
+                for part in [key_bytes(0, count)] * keys + [scale_bytes(self.page_size, 0, count)] * scales:
                     first, last = start + part.start, start + part.stop
                     spans += [Span(end, first, Region.SLACK), Span(first, last, Region.LIVE, self.bytes_at(first, last))]
                     end = last
@@ -279,7 +279,7 @@ def get_k(*, buf, page_indices, k_out, seq_len, page_size, variant):
     ([8, 136, 0], [135, 7, 127])
     """
     for t in range(seq_len):
-        k_out[t, :] = buf[page_indices[t // page_size], key_bytes(page_size, t % page_size)]
+        k_out[t, :] = buf[page_indices[t // page_size], key_bytes(t % page_size)]
 
 
 def get_s(*, buf, page_indices, s_out, seq_len, page_size, variant):
@@ -401,7 +401,7 @@ def get_k_and_s(*, buf, page_indices, seq_lens, k_out, s_out, seq_len_sum, max_s
     for i in range(len(seq_lens)):
         for first in range(0, seq_lens[i], page_size):
             page, count = page_indices[i, first // page_size], min(page_size, seq_lens[i] - first)
-            k_out[row : row + count] = buf[page, key_bytes(page_size, 0, count)].reshape(count, HEAD_DIM)
+            k_out[row : row + count] = buf[page, key_bytes(0, count)].reshape(count, HEAD_DIM)
             s_out[row : row + count] = buf[page, scale_bytes(page_size, 0, count)].reshape(count, SCALE_BYTES)
             row += count
 
@@ -503,7 +503,7 @@ def set_k_and_s(*, buf, loc, index_k, index_k_scale, page_size, variant):
     """
     for i in range(len(loc)):
         page, token = loc[i] // page_size, loc[i] % page_size
-        keys, scales = (page, key_bytes(page_size, token)), (page, scale_bytes(page_size, token))
+        keys, scales = (page, key_bytes(token)), (page, scale_bytes(page_size, token))
         if _padding(loc, i):
             buf.free(keys, "slot 0 takes the padded tokens")
             buf.free(scales, "slot 0 takes the padded tokens")
@@ -531,7 +531,7 @@ def fused_store_index_cache(*, buf, key, loc, page_size, scale_fmt, variant):
     rule = "fp32" if scale_fmt is None else scale_fmt
     for i in range(len(loc)):
         page, token = loc[i] // page_size, loc[i] % page_size
-        cells = np.r_[key_bytes(page_size, token), scale_bytes(page_size, token)]
+        cells = np.r_[key_bytes(token), scale_bytes(page_size, token)]
         if _padding(loc, i):
             buf.free((page, cells), "slot 0 takes the padded tokens")
         else:
@@ -854,7 +854,8 @@ GET_K_AND_S = Contract(
 
 def _outside(case: SetKAndS) -> SetKAndS | None:
     wrong = case.pages * case.page_size + 3 if case.content % 2 else -1
-    return replace(case, tokens=(replace(case.tokens[0], loc=wrong), *case.tokens[1:]), last=False) if case.tokens else None
+    tokens = (replace(case.tokens[0], loc=wrong), *case.tokens[1:]) if case.tokens else ()
+    return replace(case, tokens=tokens, last=False, padded=0) if tokens else None
 
 
 _WRITE = Arg("buf", Role.OUT, ("pages", "page_bytes"), ("uint8",), _BUF_DOC, FAR_ROWS, cells="written, untouched, don't care")

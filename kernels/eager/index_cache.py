@@ -51,7 +51,8 @@ def _scatter(buf, loc, codes, scale, page_size: int) -> None:
     page, place = loc.long()[:, None] // page_size, loc.long()[:, None] % page_size
     steps = torch.arange(128, device=buf.device)
     buf[page, place * 128 + steps] = codes
-    buf[page, page_size * 128 + place * 4 + steps[:4]] = scale.contiguous().view(torch.uint8).view(-1, 4)
+    parts = scale.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    buf[page, page_size * 128 + place * 4 + steps[:4]] = parts.view(-1, 4)
 
 
 def quantize_k_cache(*, cache_k, quant_k_cache):
