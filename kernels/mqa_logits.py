@@ -301,8 +301,8 @@ def topk_ragged_chunked(*, logits, ks, lengths, topk_indices_offset, topk_result
     checks.tensor("topk_indices_offset", topk_indices_offset, checks.INT32, (rows,), device)
     _check_topk(rows, device, dict(logits=logits, ks=ks, lengths=lengths, topk_indices_offset=topk_indices_offset), topk_result,
                 token_nums, index_topk, max_rows)
-    _launch(rows, logits, ks, lengths, topk_indices_offset, (topk_indices_offset.stride(0), 0), topk_indices_offset, topk_result,
-            token_nums, index_topk, max_rows, names=0, owners=0, paged=False)
+    _launch(rows, logits, ks, lengths, topk_indices_offset, (topk_indices_offset.stride(0), 0), topk_indices_offset,
+            topk_result, token_nums, index_topk, max_rows, names=0, owners=0, paged=False)
 
 
 def topk_paged_chunked(*, logits, ks, lengths, page_table_1, token_to_batch_idx, topk_result, token_nums, index_topk, max_rows):
