@@ -34,7 +34,7 @@ BY_ROWS = {CHUNK, PLAN}  # their batch is the number of rows, and 8,000,000 logi
 
 @pytest.mark.parametrize(("fault", "transform", "check", "buffer"), [pytest.param(*row, id=row[0]) for row in FAULTS])
 def test_found_and_blamed(fault, transform, check, buffer, faulty, tmp_path):
-    most = 2**31 if transform in BY_ROWS else 2
+    most = 2**31 if transform in BY_ROWS else 3 if transform == BUDGETS else 2
     found_and_blamed(faulty("faults_mqa_logits.py", fault), transform, check, buffer, tmp_path, most)
 
 
