@@ -348,7 +348,7 @@ def _sources(rows: str, sets_size: bool) -> tuple[Arg, ...]:
         _source("real_page_table", (rows, "pages"), "page of every page position; its width is what is copied", FAR_ROWS,
                 optional=_REAL, sets_size=True),
         _source("flashmla_num_splits", ("n + 1",), "first split of every row, and the total", optional=_FLASHMLA),
-        _source("flashmla_metadata", ("parts", "plan"), "schedule of every part; its shape is what is copied", ROWS_STRIDED,
+        _source("flashmla_metadata", ("parts", "plan"), "schedule of every part; its shape is what is copied", FAR_ROWS,
                 optional=f"{_FLASHMLA}, or only its split counts", sets_size=True),
     )
 
@@ -367,7 +367,7 @@ def _destinations(per_backend: bool) -> tuple[Arg, ...]:
         out("nsa_cu_seqlens_k", ("n + 1",), "prefix sums; index 0 stays"),
         out("real_page_table", ("rows", "pages"), "page of every page position", FAR_ROWS, optional=_REAL + lacks),
         out("flashmla_num_splits", ("n + 1",), "first split of every row, and the total", optional=_FLASHMLA + lacks),
-        out("flashmla_metadata", ("parts", "plan"), "schedule of every part", optional=_FLASHMLA + lacks),
+        out("flashmla_metadata", ("parts", "plan"), "schedule of every part", FAR_ROWS, optional=_FLASHMLA + lacks),
     )
 
 
