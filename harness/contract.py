@@ -30,7 +30,11 @@ ROWS_STRIDED = ("contiguous", "offset", "pitched", "strided")
 
 @dataclass(frozen=True)
 class Arg:
-    """A tensor argument. `shape` names the least size of each dimension in terms of the case's `dims()`."""
+    """A tensor argument. `shape` names the least size of each dimension in terms of the case's `dims()`.
+
+    `cells` says what its cells are: regions of an input (live, slack, forbidden), states of an output (written, judged,
+    untouched, don't care), both for an inout argument. It is documentation that a test compares with what is drawn.
+    """
 
     name: str
     role: Role
@@ -41,6 +45,7 @@ class Arg:
     per_backend: bool = False
     optional: str | None = None
     may_alias: tuple[str, ...] = ()
+    cells: str = ""
     sets_size: bool = False  # its own length is the size that `shape` names
 
     def least_shape(self, dims: Mapping[str, int]) -> tuple[int, ...]:

@@ -378,17 +378,17 @@ def observe(placed: Placed, changes: list[tuple[int, int, bytes]]) -> Observed:
     """Apply the changed byte runs (block, offset, bytes) that the worker saw."""
     images = [w.image.copy() for w in placed.windows]
     owned = _owned_bytes(placed)
+    places = np.array([(w.block, w.offset, w.offset + len(w.image)) for w in placed.windows]).reshape(-1, 3)
     stray = []
     for block, offset, data in changes:
-        for k, window in enumerate(placed.windows):
-            lo, hi = max(offset, window.offset), min(offset + len(data), window.offset + len(window.image))
-            if window.block == block and lo < hi:
-                images[k][lo - window.offset : hi - window.offset] = np.frombuffer(data[lo - offset : hi - offset], np.uint8)
         covered = np.zeros(len(data), dtype=bool)
-        for k, window in enumerate(placed.windows):
+        meets = (places[:, 0] == block) & (places[:, 1] < offset + len(data)) & (places[:, 2] > offset)
+        for k in np.flatnonzero(meets).tolist():
+            window = placed.windows[k]
             lo, hi = max(offset, window.offset), min(offset + len(data), window.offset + len(window.image))
-            if window.block == block and lo < hi:
-                covered[lo - offset : hi - offset] = owned[k][lo - window.offset : hi - window.offset]
+            there, here = slice(lo - window.offset, hi - window.offset), slice(lo - offset, hi - offset)
+            images[k][there] = np.frombuffer(data[here], np.uint8)
+            covered[here] = owned[k][there]
         first = np.flatnonzero(~covered)
         if len(first):
             stray.append((block, offset + int(first[0]), data[int(first[0]) :]))

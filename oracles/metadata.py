@@ -409,24 +409,27 @@ def _outputs(*extra: Arg) -> tuple[Arg, ...]:
         return Arg(name, Role.OUT, shape, INT32, doc, layouts, per_backend=True, **more)
 
     return (
-        out("cache_seqlens", ("bs",), "keys per request"),
-        out("cu_seqlens_k", ("bs + 1",), "prefix sums of cache_seqlens"),
+        out("cache_seqlens", ("bs",), "keys per request", cells="written, untouched"),
+        out("cu_seqlens_k", ("bs + 1",), "prefix sums of cache_seqlens", cells="written, untouched"),
         *extra,
-        out("nsa_cache_seqlens", ("rows",), "keys per row, at most index_topk"),
-        out("nsa_cu_seqlens_k", ("rows + 1",), "prefix sums of nsa_cache_seqlens"),
+        out("nsa_cache_seqlens", ("rows",), "keys per row, at most index_topk", cells="written, untouched"),
+        out("nsa_cu_seqlens_k", ("rows + 1",), "prefix sums of nsa_cache_seqlens", cells="written, untouched"),
         out("page_table_1", ("rows", "max_len"), "KV slot of every token position", FAR_ROWS,
-            optional="page_size > 1, for every backend alike"),
+            optional="page_size > 1, for every backend alike", cells="written, untouched"),
         out("real_page_table", ("rows", "pages"), "page of every page position", FAR_ROWS,
-            optional="exactly when page_size is 1"),
+            optional="exactly when page_size is 1", cells="written, untouched"),
     )
 
 
-_EXPANDED = Arg("seqlens_expanded", Role.OUT, ("rows",), INT32, "keys per row, before the clip", per_backend=True)
+_EXPANDED = Arg("seqlens_expanded", Role.OUT, ("rows",), INT32, "keys per row, before the clip", per_backend=True,
+                cells="written, untouched")
 
 _INPUTS = (
-    Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request", ANY_STRIDES),
-    Arg("req_pool_indices", Role.IN, ("bs",), INT, "row of req_to_token that each request owns", ANY_STRIDES),
-    Arg("req_to_token", Role.IN, ("slots", "max_len"), INT32, "KV slot of every token of every request", ROWS_STRIDED),
+    Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request", ANY_STRIDES, cells="live, slack"),
+    Arg("req_pool_indices", Role.IN, ("bs",), INT, "row of req_to_token that each request owns", ANY_STRIDES,
+        cells="live, slack"),
+    Arg("req_to_token", Role.IN, ("slots", "max_len"), INT32, "KV slot of every token of every request", ROWS_STRIDED,
+        cells="live, slack, forbidden"),
 )
 
 _SCALARS = (
@@ -485,7 +488,7 @@ TARGET_VERIFY_METADATA = Contract(
     oracle=target_verify_metadata,
     args=(*_INPUTS, *_outputs(_EXPANDED),
           Arg("paged_mqa_ctx_lens_2d", Role.OUT, ("bs", "draft_tokens"), INT32, "seq_len + draft_tokens in every column",
-              ROWS_STRIDED, per_backend=True, optional="not wanted, for every backend alike")),
+              ROWS_STRIDED, per_backend=True, optional="not wanted, for every backend alike", cells="written")),
     scalars=(*_SCALARS, Scalar("draft_tokens", "query tokens per request, at least 1")),
     variants=(TAIL, CU0),
     preconditions=_PRECONDITIONS,
@@ -501,7 +504,8 @@ DRAFT_EXTEND_METADATA = Contract(
     origin="SGLang #29499 fused_dsa_draft_extend_metadata; static width of #29413; clamp of #30378",
     case=DraftExtend,
     oracle=draft_extend_metadata,
-    args=(_INPUTS[0], Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES),
+    args=(_INPUTS[0], Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES,
+                          cells="live, slack"),
           *_INPUTS[1:], *_outputs(_EXPANDED)),
     scalars=(
         *_SCALARS,

@@ -119,9 +119,9 @@ SEQLENS_EXPAND = Contract(
     case=SeqlensExpand,
     oracle=seqlens_expand,
     args=(
-        Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES, sets_size=True),
-        Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request, new tokens included", ANY_STRIDES),
-        Arg("seqlens_expanded", Role.OUT, ("rows",), INT32, "keys that each query token sees"),
+        Arg("extend_seq_lens", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES, sets_size=True, cells="live"),
+        Arg("seq_lens", Role.IN, ("bs",), INT, "keys per request, new tokens included", ANY_STRIDES, cells="live, slack"),
+        Arg("seqlens_expanded", Role.OUT, ("rows",), INT32, "keys that each query token sees", cells="written, untouched"),
     ),
     scalars=(
         Scalar("total_len", "sum of extend_seq_lens: the rows to fill"),
@@ -193,8 +193,8 @@ CU_SEQLENS = Contract(
     case=CuSeqlens,
     oracle=cu_seqlens,
     args=(
-        Arg("seqlens", Role.IN, ("bs",), INT32, "lengths", ANY_STRIDES, sets_size=True),
-        Arg("cu_seqlens", Role.OUT, ("bs + 1",), INT32, "prefix sums"),
+        Arg("seqlens", Role.IN, ("bs",), INT32, "lengths", ANY_STRIDES, sets_size=True, cells="live"),
+        Arg("cu_seqlens", Role.OUT, ("bs + 1",), INT32, "prefix sums", cells="written, untouched"),
     ),
     preconditions=(
         Precondition("the total fits int32", "sum(seqlens) < 2**31", "compute_cu_seqlens accumulates in int32"),
@@ -276,9 +276,12 @@ NSA_CACHE_SEQLENS = Contract(
     case=NsaCacheSeqlens,
     oracle=nsa_cache_seqlens,
     args=(
-        Arg("seqlens_expanded", Role.IN, ("rows",), INT32, "keys that each query token sees", ANY_STRIDES, sets_size=True),
-        Arg("nsa_cache_seqlens", Role.OUT, ("padded",), INT32, "min(expanded, index_topk), then zeros"),
-        Arg("nsa_cu_seqlens_k", Role.OUT, ("padded + 1",), INT32, "prefix sums of nsa_cache_seqlens"),
+        Arg("seqlens_expanded", Role.IN, ("rows",), INT32, "keys that each query token sees", ANY_STRIDES, sets_size=True,
+            cells="live"),
+        Arg("nsa_cache_seqlens", Role.OUT, ("padded",), INT32, "min(expanded, index_topk), then zeros",
+            cells="written, untouched"),
+        Arg("nsa_cu_seqlens_k", Role.OUT, ("padded + 1",), INT32, "prefix sums of nsa_cache_seqlens",
+            cells="written, untouched"),
     ),
     scalars=(
         Scalar("index_topk", "tokens that the indexer selects per query token"),

@@ -82,7 +82,8 @@ class Block:
         """The byte ranges of pages that were ever accessed: every other page still reads as zero."""
         resident = np.zeros(self.size // PAGE, dtype=np.uint8)
         _check(_libc.mincore(self.address, self.size, resident.ctypes.data))
-        pages = np.flatnonzero(resident & 1)
+        resident &= 1
+        pages = np.flatnonzero(resident)
         if not len(pages):
             return []
         cuts = np.flatnonzero(np.diff(pages) > 1)

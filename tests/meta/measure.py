@@ -1,11 +1,16 @@
 """What the tests of the suite itself share: how often a strategy draws a feature, and hunting a planted fault."""
 
+import math
 from collections import Counter
 
 from hypothesis import Phase, event, given, settings
 
 from harness import casefile, registry
 from harness.campaign import PROFILES, Campaign, Outcome, Profile
+from harness.contract import Contract, Kind, base_name, tensors_of
+from harness.differential import expect
+from harness.states import State
+from harness.tensors import Input, Region
 from strategies import domain
 
 BUDGET = PROFILES["gate"].counted
@@ -41,3 +46,28 @@ def found_and_blamed(worker, transform: str, check: str, buffer: str, folder, mo
     report = kinds[check, buffer]
     assert max(case.batch_size() for case in report.example.steps) <= most_requests, report.example
     assert casefile.read(report.path).example == report.example
+
+
+CELLS = ("live", "slack", "forbidden", "written", "judged", "untouched", "don't care")
+_STATES = {State.WRITTEN: "written", State.JUDGED: "judged", State.UNTOUCHED: "untouched", State.DONT_CARE: "don't care"}
+
+
+def cells_drawn(contract: Contract, budget: int = BUDGET) -> dict[str, str]:
+    """What the cells of every argument are, over a gate's worth of cases: the text that `Arg.cells` must have."""
+    seen: dict[str, set[str]] = {a.name: set() for a in contract.args}
+
+    def labels(case) -> set[str]:
+        arguments = case.arguments()
+        for name, tensor in tensors_of(arguments).items():
+            if isinstance(tensor, Input):
+                spans = [s for s in tensor.spans if s.stop > s.start]
+                seen[base_name(name)] |= {s.region.name.lower() for s in spans}
+                if sum(s.stop - s.start for s in spans) < math.prod(tensor.shape):
+                    seen[base_name(name)].add(Region.FORBIDDEN.name.lower())
+        for name, cells in expect(contract, arguments, contract.rules()).items():
+            seen[base_name(name)] |= {_STATES[State(s)] for s in set(cells.state.reshape(-1).tolist())}
+        return set()
+
+    if contract.kind is not Kind.HOST:
+        drawn(registry.cases(contract), labels, budget)
+    return {name: ", ".join(c for c in CELLS if c in labels) for name, labels in seen.items()}
