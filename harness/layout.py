@@ -239,7 +239,8 @@ class _Builder:
         """One window per run of cells that matters, with a poisoned margin where the neighbours are no cells."""
         size, itemsize, step = self.sizes[view.block], view.dtype.itemsize, view.strides[-1] * view.dtype.itemsize
         margin = LEAD if not isinstance(tensor, Input) else 0
-        for start, stop in _runs(tensor):
+        gaps = len(view.shape) > 1 and view.strides[0] != view.columns * view.strides[-1]
+        for start, stop in _runs(tensor, view.columns if gaps else math.prod(view.shape)):
             first, last = view.byte_of(start), view.byte_of(stop - 1) + itemsize
             lo, hi = max(0, first - margin), min(size, last + margin)
             window = self._window(name, view.block, lo, hi - lo)
@@ -352,17 +353,19 @@ def _equal_rows(tensor) -> bool:
     return len(rows) > 1 and all(row == rows[0] for row in rows)
 
 
-def _runs(tensor) -> list[tuple[int, int]]:
-    """The runs of cells of a sparse tensor that get a window."""
+def _runs(tensor, columns: int) -> list[tuple[int, int]]:
+    """The runs of cells of a sparse tensor that get a window, cut after every `columns` cells. Of a long run that is not
+    LIVE only the ends get one."""
     if not isinstance(tensor, Input):
         columns = row_cells(tensor.shape)
         return [(start, start + columns) for start in range(0, math.prod(tensor.shape), columns)]
-    runs = []
+    runs: list[tuple[int, int]] = []
     for span in tensor.spans:
-        if span.region is Region.SLACK and span.stop - span.start > 2 * SLACK_WINDOW:
-            runs += [(span.start, span.start + SLACK_WINDOW), (span.stop - SLACK_WINDOW, span.stop)]
-        elif span.stop > span.start:
-            runs.append((span.start, span.stop))
+        if span.region is not Region.LIVE and span.stop - span.start > 2 * SLACK_WINDOW:
+            runs += _by_row(span.start, span.start + SLACK_WINDOW, columns)
+            runs += _by_row(span.stop - SLACK_WINDOW, span.stop, columns)
+        else:
+            runs += _by_row(span.start, span.stop, columns)
     return runs
 
 

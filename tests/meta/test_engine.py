@@ -100,7 +100,7 @@ def test_live_cells_are_the_same_in_both_runs_and_nothing_else_is_promised(examp
             for span in tensor.spans:
                 lo, hi = max(span.start, start) - start, min(span.stop, start + len(cells)) - start
                 if span.values is not None and lo < hi:
-                    assert (cells[lo:hi] == other[start][lo:hi]).all()
+                    assert cells[lo:hi].tobytes() == other[start][lo:hi].tobytes()
 
 
 @given(st.sampled_from(sorted(CONTRACTS)).flatmap(lambda n: domain.of(CONTRACTS[n])))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import floats, hashing
+from harness import floats, hashing, layout
 from harness.contract import Arg, Case, Contract, Role
 from harness.differential import Example, check
 from harness.layout import Layout, Place
@@ -119,3 +119,14 @@ def test_a_read_outside_the_live_runs_is_an_error_of_the_oracle():
     for index in ((0, 0, slice(0, 3)), (2, 0, 0), (0, 1, slice(2, 4))):
         with pytest.raises(LookupError, match="LIVE"):
             view[index]
+
+
+def test_a_run_over_the_rows_of_a_far_tensor_is_cut_at_every_row():
+    """One window over the gap between two rows would be gigabytes."""
+    arguments = {**Convert(1, ()).arguments(), "cube": runs((4, 2, 3), {6: np.arange(12.0)}, Region.SLACK)}
+    placed = layout.place(CONVERT, arguments, Layout({"cube": Place("far")}), seed=1, run=0)
+    assert placed.sizes[placed.views["cube"].block] > 2**33
+    assert max(len(w.image) for w in placed.windows) <= layout.PAGE
+    cells = placed.cells("cube")
+    assert {start: len(c) for start, c in cells.items()} == {0: 6, 6: 6, 12: 6, 18: 6}
+    assert [*cells[6], *cells[12]] == list(range(12))
