@@ -1,6 +1,6 @@
 """Triton kernels of the topk_transform family: one launch each, no synchronisation, the same result every time.
 
-Selection: one program per row finds the topk-th largest score by its bits, eight at a time from the top (a histogram of the
+Selection: one program per row finds the topk-th largest score by its bits, eleven at a time from the top (a histogram of the
 keys that agree so far, in a pass over the row each), then writes the keys above it and the first of those equal to it,
 in the order of their positions. So any number of ties is handled alike, and nothing is bounded by shared memory.
 """
@@ -220,29 +220,32 @@ def _fast_topk(score, lengths, row_starts, cu_seqlens_q, table, offsets, out, wi
         # The bits of the topk-th largest key, and how many keys equal to it are wanted.
         threshold = tl.zeros((), tl.uint32)
         wanted = topk
-        bins = tl.arange(0, 256)
-        for digit in tl.static_range(4):
-            counts = tl.zeros((256,), tl.int32)
+        bins = tl.arange(0, 2048)
+        for digit in tl.static_range(3):
+            shift = 21 - 11 * digit if digit < 2 else 0
+            bits = 11 if digit < 2 else 10
+            counts = tl.zeros((2048,), tl.int32)
             for start in range(0, length, BLOCK):
                 column = start + lanes
-                key = _key(tl.load(scores + column, mask=column < length, other=0.0))
                 agrees = column < length
+                key = _key(tl.load(scores + column, mask=agrees, other=0.0)) >> shift
                 if digit > 0:
-                    agrees = agrees & ((key >> (32 - 8 * digit)) == threshold)
-                counts += tl.histogram(((key >> (24 - 8 * digit)) & 255).to(tl.int32), 256, mask=agrees)
+                    agrees = agrees & ((key >> bits) == threshold)
+                counts += tl.histogram((key & ((1 << bits) - 1)).to(tl.int32), 2048, mask=agrees)
             above = tl.sum(counts, 0) - tl.cumsum(counts, 0)
             here = (above < wanted) & (above + counts >= wanted)
-            threshold = threshold * 256 + tl.sum(tl.where(here, bins, 0), 0).to(tl.uint32)
+            threshold = (threshold << bits) + tl.sum(tl.where(here, bins, 0), 0).to(tl.uint32)
             wanted -= tl.sum(tl.where(here, above, 0), 0)
 
         written = tl.zeros((), tl.int32)
         equal = tl.zeros((), tl.int32)
         for start in range(0, length, BLOCK):
             column = start + lanes
-            key = _key(tl.load(scores + column, mask=column < length, other=0.0))
-            tied = (column < length) & (key == threshold)
+            inside = column < length
+            key = _key(tl.load(scores + column, mask=inside, other=0.0))
+            tied = inside & (key == threshold)
             rank = equal + tl.cumsum(tied.to(tl.int32), 0)
-            taken = ((column < length) & (key > threshold)) | (tied & (rank <= wanted))
+            taken = (inside & (key > threshold)) | (tied & (rank <= wanted))
             place = written + tl.cumsum(taken.to(tl.int32), 0) - 1
             name = _name(column, taken, names, table_stride_1, table_width, offset, page_size, NAMES)
             tl.store(target + place.to(tl.int64) * out_stride_1, name, mask=taken)
