@@ -111,7 +111,8 @@ def transform_index_page_table_prefill(*, page_table, topk_indices, cu_seqlens_q
     if tokens > count:
         raise ValueError(f"topk_indices must have a row per token: sum(extend_lens_cpu) is {tokens}, it has {count}")
     table_rows = tokens if page_table_is_expanded else requests
-    inputs = {"page_table": (page_table, checks.INT, (table_rows, 0)), "topk_indices": (topk_indices, checks.INT, (tokens, topk))}
+    inputs = {"page_table": (page_table, checks.INT, (table_rows, 0)),
+              "topk_indices": (topk_indices, checks.INT, (tokens, topk))}
     if cu_seqlens_q is not None:
         inputs["cu_seqlens_q"] = (cu_seqlens_q, checks.INT32, (requests + 1,))
     _check(inputs, {"result": (result, checks.INT32, (rows, topk))}, topk_indices)

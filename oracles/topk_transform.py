@@ -31,8 +31,7 @@ from harness.contract import ANY_STRIDES, INT, INT32, ROWS_STRIDED, Arg, Case, C
 from harness.states import Judge
 from harness.tensors import Input, Output, Region, runs, table, vector
 
-FAR_ROWS = (*ROWS_STRIDED, "far")
-TABLE_ROWS = (*FAR_ROWS, "expanded")
+TABLE_ROWS = (*ROWS_STRIDED, "far", "expanded")
 SCORE_ROWS = ("contiguous", "offset", "pitched", "far")
 PRIME = 0x9E3779B1  # p * PRIME modulo m is different for every p < m
 
@@ -245,8 +244,8 @@ INDICES_IN_TABLE = Precondition("indices lie in the table", "every index < page_
                                 "transform_index kernels: unchecked", _narrow)
 
 _INDICES = Arg("topk_indices", Role.IN, ("tokens", "topk"), INT, "positions of the selected keys; negative for none",
-               FAR_ROWS, sets_size=True)
-_RESULT = Arg("result", Role.OUT, ("rows", "topk"), INT32, "their KV slots", FAR_ROWS)
+               ROWS_STRIDED, sets_size=True, cells="live")
+_RESULT = Arg("result", Role.OUT, ("rows", "topk"), INT32, "their KV slots", ROWS_STRIDED, cells="written, untouched")
 
 TRANSFORM_DECODE = Contract(
     name="transform_index_page_table_decode",
@@ -256,7 +255,7 @@ TRANSFORM_DECODE = Contract(
     case=TransformDecode,
     oracle=transform_index_page_table_decode,
     args=(
-        Arg("page_table", Role.IN, ("rows", "0"), INT, "KV slot of every key of each token", TABLE_ROWS),
+        Arg("page_table", Role.IN, ("rows", "0"), INT, "KV slot of every key of each token", TABLE_ROWS, cells="live, slack"),
         replace(_INDICES, shape=("rows", "topk")),
         _RESULT,
     ),
@@ -404,10 +403,11 @@ TRANSFORM_PREFILL = Contract(
     case=TransformPrefill,
     oracle=transform_index_page_table_prefill,
     args=(
-        Arg("page_table", Role.IN, ("table_rows", "0"), INT, "KV slot of every key, by request or by token", TABLE_ROWS),
-        _INDICES,
+        Arg("page_table", Role.IN, ("table_rows", "0"), INT, "KV slot of every key, by request or by token", TABLE_ROWS,
+            cells="live, slack, forbidden"),
+        replace(_INDICES, cells="live, slack"),
         Arg("cu_seqlens_q", Role.IN, ("requests + 1",), INT32, "prefix sums of extend_lens_cpu", ANY_STRIDES,
-            optional="the host's lengths are copied to the device instead"),
+            optional="the host's lengths are copied to the device instead", cells="live"),
         _RESULT,
     ),
     scalars=(
@@ -501,7 +501,8 @@ TRANSFORM_RAGGED = Contract(
     oracle=transform_index_ragged,
     args=(
         replace(_INDICES, shape=("rows", "topk"), dtypes=INT32),
-        Arg("topk_indices_offset", Role.IN, ("rows",), INT32, "where the keys of each token's request start", ANY_STRIDES),
+        Arg("topk_indices_offset", Role.IN, ("rows",), INT32, "where the keys of each token's request start", ANY_STRIDES,
+            cells="live, slack"),
         replace(_RESULT, doc="positions in the ragged KV"),
     ),
     preconditions=(
@@ -709,16 +710,18 @@ def _too_wide(case):
 KEYS_IN_SCORE = Precondition("keys lie in the score", "0 <= row_starts and row_starts + lengths <= score.shape[1]",
                              "fast_topk kernels: unchecked", _too_wide)
 _SCORE = (
-    Arg("score", Role.IN, ("rows", "0"), ("float32",), "a score per key, of any width; unit column stride", SCORE_ROWS),
-    Arg("lengths", Role.IN, ("rows",), INT32, "keys per row; a negative one counts as 0", ANY_STRIDES, sets_size=True),
+    Arg("score", Role.IN, ("rows", "0"), ("float32",), "a score per key, of any width; unit column stride", SCORE_ROWS,
+        cells="live, slack"),
+    Arg("lengths", Role.IN, ("rows",), INT32, "keys per row; a negative one counts as 0", ANY_STRIDES, sets_size=True,
+        cells="live"),
     Arg("row_starts", Role.IN, ("rows",), INT32, "the column of each row's first key", ANY_STRIDES,
-        optional="every row starts at column 0"),
+        optional="every row starts at column 0", cells="live"),
 )
 _TOPK = Scalar("topk", "keys to select per row, at least 1")
 
 
 def _selected(name: str, doc: str) -> Arg:
-    return Arg(name, Role.OUT, ("rows", "topk"), INT32, doc, FAR_ROWS)
+    return Arg(name, Role.OUT, ("rows", "topk"), INT32, doc, ROWS_STRIDED, cells="written, judged, untouched")
 
 
 FAST_TOPK = Contract(
@@ -815,9 +818,10 @@ FAST_TOPK_PAGED = Contract(
     oracle=fast_topk_transform_paged,
     args=(
         *_SCORE,
-        Arg("page_table", Role.IN, ("requests", "0"), INT32, "KV slot of every key of each request", TABLE_ROWS),
+        Arg("page_table", Role.IN, ("requests", "0"), INT32, "KV slot of every key of each request", TABLE_ROWS,
+            cells="live, slack, forbidden"),
         Arg("cu_seqlens_q", Role.IN, ("requests + 1",), INT32, "prefix sums of the requests' rows", sets_size=True,
-            optional="every request has one row (decode)"),
+            optional="every request has one row (decode)", cells="live"),
         _selected("dst_page_table", "KV slots, -1 behind them"),
     ),
     scalars=(_TOPK,),
@@ -873,7 +877,8 @@ FAST_TOPK_RAGGED = Contract(
     oracle=fast_topk_transform_ragged,
     args=(
         *_SCORE,
-        Arg("topk_indices_offset", Role.IN, ("rows",), INT32, "where the keys of each row's request start", ANY_STRIDES),
+        Arg("topk_indices_offset", Role.IN, ("rows",), INT32, "where the keys of each row's request start", ANY_STRIDES,
+            cells="live"),
         _selected("topk_indices_ragged", "positions in the ragged KV, -1 behind them"),
     ),
     scalars=(_TOPK,),
@@ -939,7 +944,8 @@ TOPK_TRANSFORM_V2 = Contract(
     oracle=topk_transform_v2,
     args=(
         *_SCORE[:2],
-        Arg("real_page_table", Role.IN, ("rows", "0"), INT32, "page of every page position of each row", TABLE_ROWS),
+        Arg("real_page_table", Role.IN, ("rows", "0"), INT32, "page of every page position of each row", TABLE_ROWS,
+            cells="live, slack"),
         _selected("page_indices", "KV slots, -1 behind them"),
     ),
     scalars=(_TOPK, Scalar("page_size", "tokens per page, at least 1")),
