@@ -155,7 +155,8 @@ def test_paged_batches_are_decode_ragged_and_deceptive():
         sums = case.arguments()["cu_seqlens_q"] is not None
         return of_layout(example) | true(
             decode=not sums, one_row_each_with_sums=sums and len(counts) > 1 and set(counts) == {1},
-            ragged=len(set(counts)) > 1, empty_request=0 in counts, deceptive=sum(counts) == len(counts) and 0 in counts and not case.starts,
+            ragged=len(set(counts)) > 1, empty_request=0 in counts,
+            deceptive=sum(counts) == len(counts) and 0 in counts and not case.starts,
             many_requests=len(counts) > 64, table_to_spare=case.table_extra > 0)
 
     seen = drawn(domain.of(CONTRACTS["fast_topk_transform_paged"]), labels, BUDGET)
@@ -194,7 +195,8 @@ def test_index_transforms_have_everything(name):
                 by_token=case.expanded, by_request=not case.expanded, sums=case.sums, lengths_alone=not case.sums,
                 padding=case.padding > 0, more_output=bool(case.output_extra), empty_request=0 in extends,
                 no_tokens=bool(extends) and not sum(extends), ragged=len(set(extends)) > 1,
-                many_tokens=max(extends, default=0) > 16, many_requests=len(extends) > 64, table_rows_to_spare=case.table_spare > 0)
+                many_tokens=max(extends, default=0) > 16, many_requests=len(extends) > 64,
+                table_rows_to_spare=case.table_spare > 0)
         return has
 
     needed = {"minus one", "other negative", "same row for all", "table to spare", "full width", "spare", "all negative",
