@@ -246,7 +246,8 @@ KINDS = ("aligned", "scattered", "holes", "signed")
 @dataclass(frozen=True, repr=False)
 class RealPageTable(Case):
     """`rows[i]` says what row i of page_table_1 holds: slots of whole pages (`aligned`), any slots (`scattered`), slots of
-    which the first and some others are -1 (`holes`), or any int32 (`signed`). `row_spare`, `page_spare`: output capacity beyond the table."""
+    which the first and some others are -1 (`holes`), or any int32 (`signed`). `row_spare`, `page_spare`: output capacity
+    beyond the table."""
 
     rows: tuple[str, ...]
     columns: int = 1
