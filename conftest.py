@@ -11,14 +11,13 @@ PLUMBLINE_PROFILE and PLUMBLINE_SUBJECT stand for --profile and --subject where 
 
 import importlib.metadata
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from harness import registry
+from harness import devices, registry
 from harness.campaign import PROFILES
 from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions
 from harness.verdicts import Row, exit_code, merged, write
@@ -52,12 +51,18 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--profile {config.option.profile}: known are {', '.join(PROFILES)}")
     if config.option.device not in ("auto", "cpu", "cuda"):
         raise pytest.UsageError(f"--device {config.option.device}: known are auto, cpu, cuda")
-    if config.option.device == "cuda":
-        raise pytest.UsageError("--device cuda: this version runs kernels in Triton's interpreter only; use --device cpu")
-    if config.option.require_gpu:
-        raise pytest.UsageError("--require-gpu: this version has no GPU tier")
+    if config.option.device == "cuda" or config.option.require_gpu:
+        if not devices.gpus():
+            asked = "--require-gpu" if config.option.require_gpu else "--device cuda"
+            raise pytest.UsageError(f"{asked}: no GPU is visible here (nvidia-smi lists none)")
+        config.option.device = "cuda"
+    config.option.device = devices.resolve(config.option.device)
     for text in config.option.variant:
         _variant(text)
+
+
+def pytest_xdist_auto_num_workers(config):
+    return devices.worker_count(devices.resolve(config.option.device))
 
 
 def subjects(config) -> list[str]:
@@ -80,11 +85,12 @@ def _variant(text: str) -> tuple[str, str, str]:
 def header(config) -> list[str]:
     """Everything a run depends on, so that a typo shows."""
     versions = " ".join(f"{p} {_version(p)}" for p in ("numpy", "hypothesis", "pytest", "torch", "triton"))
-    gpu = "a GPU is here, but " if shutil.which("nvidia-smi") else ""
+    device = "cuda (guard pages; " + ", ".join(devices.gpus()) + ")" if config.option.device == "cuda" else (
+        "cpu (Triton's interpreter with shadow memory; guard pages, CUDA graphs and compute-sanitizer left out)")
     return [
         f"plumbline {_project_version()}: profile {config.option.profile}, subjects {', '.join(subjects(config))}, "
         f"variants {', '.join(config.option.variant) or 'as each subject declares'}",
-        f"device cpu (Triton's interpreter with shadow memory; {gpu}guard pages, CUDA graphs and compute-sanitizer left out)",
+        f"device {device}",
         f"python {sys.version.split()[0]} {versions}",
         "environment " + (" ".join(f"{k}={v}" for k, v in sorted(os.environ.items())
                                    if k.startswith(("PLUMBLINE_", "HYPOTHESIS_", "TRITON_"))) or "none of ours set"),
@@ -129,8 +135,11 @@ class Session:
         """The worker that holds a subject, started once per test process."""
         workers = self.config.stash[WORKERS]
         if subject not in workers:
-            options = WorkerOptions(subject, python=self.config.option.subject_python,
-                                    paths=tuple(self.config.option.subject_path), run_limit=limit)
+            device = self.config.option.device
+            number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+            options = WorkerOptions(subject, device, self.config.option.subject_python,
+                                    tuple(self.config.option.subject_path), limit,
+                                    environment=devices.environment(device, number))
             kind = Inline if self.config.option.inline else Worker
             workers[subject] = kind(options, list(registry.contracts().values()))
         return workers[subject]

@@ -183,7 +183,8 @@ class Campaign:
         """Why the subject says that it does not take an example, or ''."""
         if not self.worker.describe[self.contract.name]["selective"]:
             return ""
-        return self.worker.supports(self.contract.family, [casefile.encode_call(example)])[0]
+        answers = self.worker.supports(self.contract.family, casefile.encode_calls(example))
+        return next((a for a in answers if a), "")
 
     def _count(self, example: Example, fresh: bool) -> None:
         if fresh and not self._known:

@@ -48,9 +48,10 @@ def encode_layout(layout: Layout) -> dict:
     }
 
 
-def encode_call(example: Example) -> dict:
-    """The first step as a subject's `supports(case)` sees it."""
-    return {"contract": example.contract.name, "case": encode_full(example.steps[0]), "layout": encode_layout(example.layout)}
+def encode_calls(example: Example) -> list[dict]:
+    """Every step as a subject's `supports(case)` sees it."""
+    layout = encode_layout(example.layout)
+    return [{"contract": case.contract.name, "case": encode_full(case), "layout": layout} for case in example.steps]
 
 
 def encode_full(case) -> dict:

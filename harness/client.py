@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from harness import messages
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 180.0
+END_LIMIT = 30.0
 OWN_FAULT = 70  # the worker's exit status for an error of its own
 PHASE_LIMIT = {"setup": 60.0, "compile": 300.0, "check": 60.0}
 
@@ -54,7 +56,9 @@ class WorkerOptions:
     python: str = sys.executable
     paths: tuple[str, ...] = ()
     run_limit: float = 20.0
+    guards: bool = True
     environment: dict = field(default_factory=dict)
+    under: tuple[str, ...] = ()  # a command that runs the worker, e.g. compute-sanitizer; calls then run in it, not in a fork
 
 
 class Worker:
@@ -83,17 +87,20 @@ class Worker:
             break
         if not reply["ready"]:
             raise (UsageError if reply["kind"] == "subject" else InfraError)(reply["error"])
-        self.versions, self.describe = reply["versions"], reply["describe"]
+        self.versions, self.describe, self.tier = reply["versions"], reply["describe"], reply["tier"]
 
     def _try_start(self) -> dict | None:
         self._control, theirs = socket.socketpair()
-        command = [self.options.python, "-I", str(ROOT / "harness" / "worker" / "main.py"), str(theirs.fileno())]
+        main = ROOT / "harness" / "worker" / "main.py"
+        command = [*self.options.under, self.options.python, "-I", str(main), str(theirs.fileno())]
         environment = {**os.environ, **self.options.environment}
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log,
-                                         stderr=subprocess.STDOUT, env=environment)
+                                         stderr=subprocess.STDOUT, env=environment,
+                                         start_new_session=bool(self.options.under))
         theirs.close()
         config = {"subject": self.options.subject, "device": self.options.device, "root": str(ROOT),
-                  "paths": list(self.options.paths), "contracts": self._contracts}
+                  "paths": list(self.options.paths), "contracts": self._contracts, "guards": self.options.guards,
+                  "fork": not self.options.under}
         try:
             messages.send(self._control, config)
             return messages.receive(self._control, START_LIMIT)[0]
@@ -122,6 +129,11 @@ class Worker:
     # -- a child ----------------------------------------------------------------------------------------------------
 
     def _fork(self) -> None:
+        if self.options.under:
+            if self._process.poll() is not None:
+                self._start()
+            self._channel, self._pid = self._control, self._process.pid
+            return
         self._channel, theirs = socket.socketpair()
         for end in (self._channel, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -142,8 +154,18 @@ class Worker:
 
     def _reap(self, kill: bool) -> int:
         self._drop_channel()
+        if self.options.under:
+            return self._end()
         self._control.sendall(json.dumps({"op": "reap", "pid": self._pid, "kill": kill}).encode())
         return self._answer()["status"]
+
+    def _end(self) -> int:
+        """End the process that serves calls itself; the tool around it gets time to write its report."""
+        try:
+            return self._process.wait(END_LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            return self._process.wait()
 
     @property
     def child(self) -> int:
@@ -181,6 +203,9 @@ class Worker:
                 if "phase" not in reply:
                     if reply["id"] != self._count:
                         raise InfraError(f"the worker answered call {reply['id']} instead of {self._count}")
+                    if reply.get("fault"):
+                        self._reap(kill=True)
+                        return Fault(reply["fault"]["kind"], "run", reply["fault"]["detail"]), []
                     return reply, data
                 if phase == "run":
                     self.limits.slowest = max(self.limits.slowest, reply["at"] - started)
@@ -199,17 +224,32 @@ class Worker:
 
 def _status(status: int) -> str:
     if status < 0:
-        import signal
-
         return f"the process was ended by {signal.Signals(-status).name}"
     return f"the process exited with status {status}"
+
+
+class StandIn:
+    """A worker whose calls go to one function of its subject, whatever the contract: how planted faults are tried."""
+
+    def __init__(self, worker: Worker, function: str):
+        self._worker, self._function = worker, function
+        self.options, self.versions, self.limits, self.tier = worker.options, worker.versions, worker.limits, worker.tier
+        self.describe = {n: {"provided": True, "variant": {}, "version": "", "selective": False, "missing": "",
+                             "capturable": True} for n in worker.describe}
+
+    def run(self, header: dict, blobs: list):
+        return self._worker.run({**header, "transform": self._function}, blobs)
+
+    def restart_child(self) -> None:
+        self._worker.restart_child()
 
 
 class Inline:
     """The worker's code in this process, for a debugger: no isolation, no time limit."""
 
     def __init__(self, options: WorkerOptions, contracts):
-        os.environ["TRITON_INTERPRET"] = "1"
+        if options.device == "cpu":
+            os.environ["TRITON_INTERPRET"] = "1"
         from harness.worker import runner, subject
 
         self.options = options
@@ -218,7 +258,8 @@ class Inline:
             loaded = subject.Subject(options.subject, ROOT)
         except subject.SubjectError as error:
             raise UsageError(str(error)) from None
-        self._runner = runner.Runner(loaded, options.device)
+        self._runner = runner.Runner(loaded, options.device, options.guards)
+        self.tier = self._runner.memory.guards
         self.describe = {c.name: loaded.describe(c.family, c.name) for c in contracts}
         import numpy
         import torch

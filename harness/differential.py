@@ -138,6 +138,7 @@ def _run(example: Example, steps: list[_Step], worker, options: CheckOptions,
         memory, blobs = placed.request()
         header = {
             "family": case.contract.family, "transform": case.contract.name, "order": example.layout.order * (run + 1),
+            "mode": _mode(case.contract, worker, run),
             "rules": list(options.rules) if "memory" in options.checks else [],
             "steps": [{"memory": memory, "arguments": wire_arguments(arguments)}],
         }
@@ -150,8 +151,15 @@ def _run(example: Example, steps: list[_Step], worker, options: CheckOptions,
             return done, [_raised(step["raised"], k, checks.written(placed, observed))]
         found += [_at(f, k) for f in _inspect(placed, observed, step, planned, options)]
         done.append((placed, observed))
-        prior = layouts.Prior(placed, observed)
+        prior = layouts.Prior(placed, observed, prior)
     return done, found
+
+
+def _mode(contract: Contract, worker, run: int) -> str:
+    """The second run of a GPU is a captured graph where both sides allow it, else a stream behind a late producer."""
+    if run == 0 or worker.options.device == "cpu" or worker.options.under:
+        return "plain"
+    return "graph" if contract.capturable and worker.describe[contract.name]["capturable"] else "side stream"
 
 
 def _inspect(placed, observed, reply: dict, step: _Step, options: CheckOptions) -> list[Found]:

@@ -74,6 +74,7 @@ def _shape(arg: Arg) -> str:
 def _says(arg: Arg) -> str:
     more = [arg.doc]
     more += ["one per backend"] if arg.per_backend else []
+    more += [f"of the dtype of `{arg.dtype_of}`"] if arg.dtype_of else []
     more += [f"may be None: {arg.optional}"] if arg.optional else []
     more += [f"may share memory with {', '.join(f'`{a}`' for a in arg.may_alias)}"] if arg.may_alias else []
     return "; ".join(more)

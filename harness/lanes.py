@@ -29,10 +29,28 @@ def replays(session, subject: str, transform: str, strategy, record_property) ->
     _campaign(session, subject, transform, "replays", strategy, profile, record_property)
 
 
+def serving(session, subject: str, transforms: list[str], strategy, record_property) -> None:
+    """Sessions that mix several transforms on one set of buffers, a fifth of the budget; a subject needs all of them."""
+    worker = session.worker(subject)
+    missing = [t for t in transforms if not worker.describe[t]["provided"]]
+    contract = registry.contracts()[transforms[0]]
+    row = Row(subject, f"{contract.family} sessions", "inside", NOT_PROVIDED, checks=_checks(contract, worker.tier))
+    if missing:
+        row.notes.append(f"a session needs {', '.join(missing)} as well")
+        return _record(record_property, row)
+    rules = {k: v for t in transforms for k, v in session.rules(subject, t).items()}
+    profile = replace(session.profile, counted=session.profile.counted // 5)
+    outcome = Campaign(contract, worker, rules, strategy, profile).run()
+    _fill(row, outcome)
+    _record(record_property, row)
+    if outcome.reports:
+        pytest.fail("\n\n".join(rendering.finding(row.transform, rules, r) for r in outcome.reports), pytrace=False)
+
+
 def _campaign(session, subject: str, transform: str, lane: str, strategy, profile, record_property) -> Row | None:
     contract = registry.contracts()[transform]
     worker = session.worker(subject)
-    row = Row(subject, transform, lane, NOT_PROVIDED, checks=_checks(contract))
+    row = Row(subject, transform, lane, NOT_PROVIDED, checks=_checks(contract, worker.tier))
     if not worker.describe[transform]["provided"]:
         row.notes += [m for m in [worker.describe[transform]["missing"]] if m and lane == "inside"]
         _record(record_property, row)
@@ -71,7 +89,8 @@ def fixed(session, subject: str, example: Example) -> None:
     worker = session.worker(subject)
     if not worker.describe[name]["provided"]:
         return
-    if worker.describe[name]["selective"] and worker.supports(example.contract.family, [casefile.encode_call(example)])[0]:
+    if worker.describe[name]["selective"] and any(
+            worker.supports(example.contract.family, casefile.encode_calls(example))):
         return
     rules = session.rules(subject, name)
     reports = []
@@ -95,10 +114,11 @@ def refusals(session, subject: str, case: Case) -> int:
     return tried
 
 
-def _checks(contract) -> str:
+def _checks(contract, tier: str) -> str:
     if contract.kind is Kind.HOST:
         return "result, inputs"
-    return "all 5" if set(CheckOptions().checks) == set(SHORT) else ", ".join(SHORT[c] for c in CheckOptions().checks)
+    every = set(CheckOptions().checks) == set(SHORT)
+    return f"all 5, {tier}" if every else ", ".join(SHORT[c] for c in CheckOptions().checks)
 
 
 def _fill(row: Row, outcome: Outcome) -> None:

@@ -177,10 +177,10 @@ def place(contract: Contract, arguments: dict, layout: Layout, seed: int, run: i
 
 
 class Prior:
-    """Output contents that an earlier step left behind: the cells by (tensor, flat start)."""
+    """Output contents that earlier steps left behind: the cells by (tensor, flat start)."""
 
-    def __init__(self, placed: Placed, observed: Observed):
-        self.cells = {n: placed.cells(n, observed.windows) for n in placed.views}
+    def __init__(self, placed: Placed, observed: Observed, earlier: "Prior | None" = None):
+        self.cells = {**(earlier.cells if earlier else {}), **{n: placed.cells(n, observed.windows) for n in placed.views}}
 
     def __contains__(self, name: str) -> bool:
         return name in self.cells
@@ -255,7 +255,7 @@ class _Builder:
         runs = self._cells(name)
         before = self._before(name, runs)
         for start, cells in runs.items():
-            if self.prior is not None and not isinstance(tensor, Input):
+            if self.prior is not None and name in self.prior and not isinstance(tensor, Input):
                 cells[:] = self.prior.cells[name][start]
                 continue
             cells[:] = before[start]
@@ -391,7 +391,7 @@ def observe(placed: Placed, changes: list[tuple[int, int, bytes]]) -> Observed:
             lo, hi = max(offset, window.offset), min(offset + len(data), window.offset + len(window.image))
             there, here = slice(lo - window.offset, hi - window.offset), slice(lo - offset, hi - offset)
             images[k][there] = np.frombuffer(data[here], np.uint8)
-            covered[here] = owned[k][there]
+            covered[here] |= owned[k][there]
         first = np.flatnonzero(~covered)
         if len(first):
             stray.append((block, offset + int(first[0]), data[int(first[0]) :]))

@@ -71,6 +71,8 @@ class Cells:
     >>> out.free(slice(2, 3), "inside the last block")
     >>> out
     Cells([. 7 ? .])
+
+    A row of the text is a row along the last dimension.
     """
 
     def __init__(self, shape: tuple[int, ...], before=None):
@@ -104,8 +106,8 @@ class Cells:
 
     def __repr__(self) -> str:
         signs = {State.UNTOUCHED: ".", State.DONT_CARE: "?", State.JUDGED: "~"}
-        rows = np.atleast_2d(self.state)
-        values = np.atleast_2d(self.value)
+        columns = max(self.shape[-1], 1)
+        rows, values = self.state.reshape(-1, columns), self.value.reshape(-1, columns)
         text = [
             "[" + " ".join(signs.get(State(s), str(v)) for s, v in zip(row, vals)) + "]"
             for row, vals in zip(rows.tolist(), values.tolist())

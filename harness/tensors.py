@@ -80,7 +80,7 @@ def runs(shape: tuple[int, ...], live: dict[int, np.ndarray], rest: Region = Reg
         spans += [Span(end, start, rest), Span(start, start + len(values), Region.LIVE, _numbers(values))]
         end = start + len(values)
     spans.append(Span(end, math.prod(shape), rest))
-    return Input(tuple(shape), tuple(s for s in spans if s.stop > s.start))
+    return Input(tuple(shape), tuple(s for s in spans if s.stop > s.start and s.region is not Region.FORBIDDEN))
 
 
 def table(shape: tuple[int, int], rows: dict[int, np.ndarray]) -> Input:

@@ -32,6 +32,10 @@ def layouts(draw, case: Case) -> Layout:
             chosen[name] = replace(chosen.get(name, Place()), kind=rare)
     for name in draw(st.lists(st.sampled_from(names), max_size=6, unique=True)):
         chosen[name] = draw(places(contract, name))
+    for name in names:
+        leader = chosen.get(contract.arg(name).dtype_of)
+        if contract.arg(name).dtype_of and (leader or name in chosen):
+            chosen[name] = replace(chosen.get(name, Place()), dtype=leader.dtype if leader else None)
     aliases = draw(_aliases(contract, names))
     for pair in aliases:
         for name in pair:

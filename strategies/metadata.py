@@ -144,3 +144,36 @@ def draft_extend_metadata_replay(draw, captured: DraftExtend) -> DraftExtend:
                    content=draw(st.integers(0, 255)))
     return replace(case, max_extra=most - case.max_len(), row_spare=captured.row_spare + captured.rows() - case.rows(),
                    extend_extra=captured.max_extend_len() - case.max_extend_len())
+
+
+# -- serving sessions: one bucket, one set of buffers, any mode ---------------------------------------------------------
+
+
+@st.composite
+def serving(draw) -> tuple[Decode | TargetVerify | DraftExtend, ...]:
+    """Steps of a server on the buffers of one bucket: it grows, shrinks, idles (every request padded) and switches between
+    decode, verify and draft extend, as a speculative decoder does from step to step."""
+    bucket, width = draw(st.integers(1, 4)), draw(st.sampled_from((1, 2, 3, 4)))
+    most = width + draw(lengths(least=1, most=300))
+    frame = {**draw(_frame()), "slots": 6, "table_extra": 3}
+    lens_2d = draw(st.booleans())
+    kinds = draw(st.lists(st.sampled_from(("decode", "verify", "extend", "ragged", "idle")), min_size=2, max_size=5))
+    return tuple(_served(draw, kind, bucket, width, most, {**frame, "content": draw(st.integers(0, 255))}, lens_2d)
+                 for kind in kinds)
+
+
+def _served(draw, kind: str, bucket: int, width: int, most: int, frame: dict, lens_2d: bool):
+    """One step: as many real requests as there are, padding up to the bucket, tables of `most` columns."""
+    live = [] if kind == "idle" else draw(st.lists(st.integers(0, frame["slots"] - 1), max_size=bucket, unique=True))
+    slots = live + [draw(st.integers(0, frame["slots"] - 1)) for _ in range(bucket - len(live))]
+    seqs = [draw(lengths(most=most - width)) if i < len(live) else 1 for i in range(bucket)]
+    if kind == "verify":
+        case = TargetVerify(tuple(Req(*r) for r in zip(slots, seqs)), draft_tokens=width, ctx_lens=lens_2d, **frame)
+    elif kind in ("extend", "ragged"):
+        extends = [width if kind == "extend" or i >= len(live) else draw(st.integers(0, width)) for i in range(bucket)]
+        requests = tuple(ExtendReq(slot, seq + extend if i < len(live) else 1, extend)
+                         for i, (slot, seq, extend) in enumerate(zip(slots, seqs, extends)))
+        case = DraftExtend(requests, static=kind == "extend", **frame)
+    else:
+        case = Decode(tuple(Req(*r) for r in zip(slots, seqs)), **frame)
+    return replace(case, max_extra=most - case.longest, row_spare=bucket * width - case.rows())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from harness import registry
 from harness.contract import Contract
 from harness.differential import Example
+from strategies import metadata
 from strategies.layouts import layouts
 
 
@@ -23,3 +24,10 @@ def replays(draw, contract: Contract) -> Example:
     again = getattr(family, f"{contract.name}_replay")(captured)
     steps = draw(st.permutations([captured, *draw(st.lists(again, min_size=1, max_size=3))]))
     return Example(tuple(steps), replace(draw(layouts(captured)), aliases=()), draw(st.integers(0, 65535)))
+
+
+@st.composite
+def serving(draw) -> Example:
+    """A serving session of the metadata family: steps of any mode on one set of buffers."""
+    steps = draw(metadata.serving())
+    return Example(steps, replace(draw(layouts(steps[0])), aliases=()), draw(st.integers(0, 65535)))

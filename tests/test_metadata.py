@@ -4,6 +4,7 @@
 | ------------ | ---------------------------------------------------------------------------------------------- |
 | differential | per-request for per-token lengths (SGLang #17662), narrow tables (#19016), contiguity assumed (#15469) |
 | replays      | stale rows of an earlier, larger batch (#24401), results kept from the last call               |
+| sessions     | what a change of mode leaves behind (SGLang #31705, #26313)                                     |
 | far          | 32-bit row and slot offsets (#34725, #20389)                                                   |
 | outside      | slots and lengths that a caller must not pass                                                  |
 | relations    | an oracle that is consistently wrong                                                           |
@@ -33,6 +34,12 @@ def test_differential(subject, transform, session, record_property):
 @pytest.mark.gate
 def test_replays(subject, transform, session, record_property):
     lanes.replays(session, subject, transform, sessions.replays(registry.contracts()[transform]), record_property)
+
+
+@pytest.mark.gate
+def test_serving_sessions(subject, session, record_property):
+    modes = [n for n, c in registry.contracts().items() if c.family == FAMILY]
+    lanes.serving(session, subject, modes, sessions.serving(), record_property)
 
 
 @pytest.mark.gate

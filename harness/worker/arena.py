@@ -64,19 +64,11 @@ class Block:
     def changes(self) -> list[tuple[int, bytes]]:
         """Every run of bytes that differs from before the call, as (offset, bytes)."""
         if self.size <= DENSE_LIMIT:
-            return _differences(0, self._before(0, self.size), bytes_at(self.address, self.size))
+            return differences(0, image(0, self.size, self.windows), bytes_at(self.address, self.size))
         found = []
         for lo, hi in self._touched():
-            found += _differences(lo, self._before(lo, hi), bytes_at(self.address + lo, hi - lo))
+            found += differences(lo, image(lo, hi, self.windows), bytes_at(self.address + lo, hi - lo))
         return found
-
-    def _before(self, lo: int, hi: int) -> np.ndarray:
-        image = np.zeros(hi - lo, dtype=np.uint8)
-        for offset, data in self.windows:
-            a, b = max(lo, offset), min(hi, offset + len(data))
-            if a < b:
-                image[a - lo : b - lo] = data[a - offset : b - offset]
-        return image
 
     def _touched(self) -> list[tuple[int, int]]:
         """The byte ranges of pages that were ever accessed: every other page still reads as zero."""
@@ -91,7 +83,18 @@ class Block:
         return [(int(a) * PAGE, (int(b) + 1) * PAGE) for a, b in zip(firsts, lasts)]
 
 
-def _differences(base: int, before: np.ndarray, after: np.ndarray) -> list[tuple[int, bytes]]:
+def image(lo: int, hi: int, windows: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """The bytes [lo, hi) of a block as they were: zero, except where a window (offset, bytes) says otherwise."""
+    before = np.zeros(hi - lo, dtype=np.uint8)
+    for offset, data in windows:
+        a, b = max(lo, offset), min(hi, offset + len(data))
+        if a < b:
+            before[a - lo : b - lo] = data[a - offset : b - offset]
+    return before
+
+
+def differences(base: int, before: np.ndarray, after: np.ndarray) -> list[tuple[int, bytes]]:
+    """The runs of bytes that differ, as (offset, bytes afterwards)."""
     changed = np.flatnonzero(before != after)
     if not len(changed):
         return []

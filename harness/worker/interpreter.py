@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .shadow import Shadow, poison
 
@@ -17,6 +18,7 @@ def install(shadow_of) -> Shadow:
     loop_bounds_from_memory(interpreter)
     poison_masked_lanes(interpreter)
     scalar_and_vector_masks(interpreter)
+    narrow_float_casts(interpreter)
     skip_unused_overflow_checks(interpreter)
     patch_language_once_per_launch(interpreter)
     watch_launches(interpreter, shadow)
@@ -39,17 +41,26 @@ def loop_bounds_from_memory(interpreter) -> None:
 
 
 def poison_masked_lanes(interpreter) -> None:
-    """A masked load without `other` is undefined on hardware; the interpreter gives 0, which hides missing masks."""
-    builder = interpreter.InterpreterBuilder
-    stock = builder.create_masked_load
+    """A masked load without `other` is undefined on hardware; the interpreter gives 0, which hides missing masks.
+
+    `other=0` of a load with one lane is there all the same: Triton asks for its truth, which in the interpreter is its value.
+    """
+    builder, semantic = interpreter.InterpreterBuilder, type(interpreter.interpreter_semantic)
+    stock, stock_load = builder.create_masked_load, semantic.load
+    given = {"other": False}
+
+    def load(self, pointers, mask, other, *rest):
+        given["other"] = other is not None
+        return stock_load(self, pointers, mask, other, *rest)
 
     def create_masked_load(self, pointers, mask, other, *rest):
-        if other is None:
+        if other is None and not given["other"]:
             element = pointers.get_element_ty()
             dtype = interpreter._get_np_dtype(element)
             other = interpreter.TensorHandle(np.full(pointers.data.shape, poison(dtype), dtype=dtype), element)
         return stock(self, pointers, mask, other, *rest)
 
+    semantic.load = load
     builder.create_masked_load = create_masked_load
 
 
@@ -65,6 +76,32 @@ def scalar_and_vector_masks(interpreter) -> None:
 
     builder.create_masked_load = lambda self, p, mask, *rest: stock_load(self, p, fitted(mask, p), *rest)
     builder.create_masked_store = lambda self, p, value, mask, *rest: stock_store(self, p, value, fitted(mask, p), *rest)
+
+
+def narrow_float_casts(interpreter) -> None:
+    """Casts among float32, bfloat16 and float8 e4m3 round to nearest even, e4m3 saturates and NaN stays NaN, as on hardware.
+
+    The stock ones truncate to bfloat16, round e4m3 halves up without carrying, and read e4m3's NaN as 480.
+    """
+    import torch
+    import triton.language as tl
+
+    formats = {tl.float32: (torch.float32, np.float32), tl.bfloat16: (torch.bfloat16, np.int16),
+               tl.float8e4nv: (torch.float8_e4m3fn, np.uint8)}
+    bits = {4: np.uint32, 2: np.uint16, 1: np.uint8}
+    stock = interpreter._convert_float
+
+    def convert(values, source, target, rounding_mode):
+        if source not in formats or target not in formats or rounding_mode == interpreter._ir.ROUNDING_MODE.RTZ:
+            return stock(values, source, target, rounding_mode)
+        (dtype, raw), (goal, _) = formats[source], formats[target]
+        wide = torch.from_numpy(np.array(values).view(raw)).view(dtype).to(torch.float32)
+        if target == tl.float8e4nv:
+            wide = wide.clamp(-448.0, 448.0)
+        result = wide.to(goal)
+        return result.view({4: torch.int32, 2: torch.int16, 1: torch.uint8}[goal.itemsize]).numpy().view(bits[goal.itemsize])
+
+    interpreter._convert_float = convert
 
 
 def skip_unused_overflow_checks(interpreter) -> None:
@@ -110,7 +147,8 @@ def watch_launches(interpreter, shadow: Shadow) -> None:
     def call(self, *args, **kwargs):
         values = list(args) + list(kwargs.values())
         state["own"] = list(itertools.chain.from_iterable(own_ranges(v, shadow._arena) for v in values))
-        return stock_call(self, *args, **kwargs)
+        with _disable_current_modes():  # the interpreter's own torch operations are not the kernel's
+            return stock_call(self, *args, **kwargs)
 
     def set_grid_dim(self, x, y, z):
         stock_dim(self, x, y, z)

@@ -38,12 +38,18 @@ def main() -> None:
         messages.send(control, {"ready": False, "kind": kind, "error": f"{error}" or type(error).__name__})
         return
     messages.send(control, {"ready": True, **reply})
-    _serve(messages, control, runner)
+    if config["fork"]:
+        _serve(messages, control, runner)
+    else:
+        _child(messages, control, runner)
 
 
 def _preload(config: dict):
     if config["device"] == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
+    else:
+        os.environ.pop("TRITON_INTERPRET", None)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     sys.path[:0] = config["paths"]
     import numpy
     import torch
@@ -52,11 +58,14 @@ def _preload(config: dict):
     runner_module = importlib.import_module("plumbline_worker.runner")
     subject_module = importlib.import_module("plumbline_worker.subject")
     subject = subject_module.Subject(config["subject"], Path(config["root"]))
-    runner = runner_module.Runner(subject, config["device"])
+    runner = runner_module.Runner(subject, config["device"], config["guards"])
+    if torch.cuda.is_initialized():
+        raise subject_module.SubjectError(f"--subject {config['subject']}: importing it initialises CUDA; calls run in forked "
+                                          "processes, so do that on first use")
     described = {name: subject.describe(family, name) for family, name in config["contracts"]}
     versions = {"python": sys.version.split()[0], "numpy": numpy.__version__, "torch": torch.__version__,
                 "triton": triton.__version__}
-    return {"versions": versions, "describe": described}, runner
+    return {"versions": versions, "describe": described, "tier": runner.memory.guards}, runner
 
 
 def _serve(messages, control: socket.socket, runner) -> None:
@@ -102,6 +111,7 @@ def _child(messages, channel: socket.socket, runner) -> None:
             reply, data = runner.run(header, blobs, phase)
             messages.send(channel, {"id": header["id"], **reply}, data)
     except messages.Closed:
+        runner.close()
         os._exit(0)
     except BaseException:  # a fault of this code, not of the subject: the suite reads the log and reports INFRA
         traceback.print_exc()

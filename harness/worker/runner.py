@@ -1,97 +1,108 @@
 """Running one call of the subject on memory that the suite described."""
 
-import ctypes
+import importlib.util
+import json
 import os
 import traceback
 
-import numpy as np
 import torch
 
-from . import interpreter
-from .arena import Arena
-from .shadow import Shadow
+from .counting import counted
 from .subject import Subject
-
-_TORCH = {name: getattr(torch, name) for name in ("int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64",
-                                                   "bool", "bfloat16", "float8_e4m3fn")}
 
 
 class Runner:
-    """Holds the arena, the shadow memory and the subject of one worker."""
+    """Holds the memory tier and the subject of one worker."""
 
-    def __init__(self, subject: Subject, device: str):
+    def __init__(self, subject: Subject, device: str, guards: bool = True):
         self.subject, self.device = subject, device
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True
-        self.arena = Arena()
-        self.shadow = interpreter.install(lambda native: Shadow(native, self.arena))
+        self.memory = _memory(device, guards)
+        self._captured, self._arguments = "", {}
 
     def run(self, header: dict, blobs: list, phase=lambda name: None) -> tuple[dict, list[bytes]]:
-        """Run the steps of a call; the reply holds, per step, what was raised, returned, found and changed."""
+        """Run the steps of a call; the reply holds, per step, what was raised, returned, found and changed, or the fault
+        after which this process is of no more use."""
         replies, data = [], []
         for step in header["steps"]:
             step_blobs, blobs = blobs[: len(step["memory"]["windows"])], blobs[len(step["memory"]["windows"]) :]
             reply, changes = self._step(header, step, step_blobs, phase)
             replies.append(reply)
             data += changes
-            if reply["raised"]:
+            if reply["raised"] or reply["fault"]:
                 break
-        return {"steps": replies}, data
+        return {"steps": replies, "fault": replies[-1]["fault"]}, data
+
+    def close(self) -> None:
+        """The last call is over: what a tool around this process reports at the end is reported now."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
 
     def _step(self, header: dict, step: dict, blobs: list, phase) -> tuple[dict, list[bytes]]:
         phase("setup")
-        memory = step["memory"]
-        self._map(memory, blobs)
-        tensors = {n: self._tensor(t) for n, t in memory["tensors"].items()}
-        arguments = {n: _argument(a, tensors) for n, a in step["arguments"].items()}
+        memory, mode = step["memory"], header.get("mode", "plain")
+        key = ""
+        if mode == "graph":
+            key = json.dumps([header["transform"], memory["blocks"], memory["tensors"], step["arguments"]])
+        again = bool(key) and key == self._captured and self.memory.refill(memory, blobs)
+        if not again:
+            self._captured = ""
+            self.memory.map(memory, blobs)
+            tensors = {n: self._tensor(t) for n, t in memory["tensors"].items()}
+            self._arguments = {n: _argument(a, tensors) for n, a in step["arguments"].items()}
+        arguments = self._arguments
         function = self.subject.function(header["family"], header["transform"])
-        self.shadow.order = header["order"]
-        self.shadow.begin(_views(memory), memory["access"], header["rules"])
-        reply = {"raised": None, "returned": None}
+        self.memory.watch(memory, header, phase)
+        reply = {"raised": None, "returned": None, "changes": [], "host": {}, "replayed": again}
         phase("run")
+        error = None
         try:
-            returned = function(**arguments)
-        except Exception as error:  # the subject's error is the result of the call
+            if header.get("count"):
+                returned, reply["cost"] = counted(self.memory, lambda: function(**arguments))
+            elif mode == "plain":
+                returned = function(**arguments)
+            else:
+                returned = self.memory.call(mode, lambda: function(**arguments), again)
+                self._captured = key
+        except Exception as raised:  # the subject's error is the result of the call
+            error = raised
+        reply["fault"] = self.memory.settle()
+        if reply["fault"]:
+            return {**reply, "findings": []}, []
+        if error is not None:
             reply["raised"] = _describe(error)
         else:
             reply["returned"] = _returned(returned, arguments)
-        finally:
-            self.shadow.active = False
         phase("check")
-        reply["findings"] = self.shadow.findings
+        reply["findings"] = self.memory.findings()
         reply["host"] = {n: a for n, a in arguments.items() if "value" in step["arguments"][n]}
-        changes = [(b, o, d) for b, block in enumerate(self.arena.blocks) for o, d in block.changes()]
+        changes = self.memory.changes()
         reply["changes"] = [[b, o] for b, o, _ in changes]
-        self.shadow.end()
         return reply, [d for _, _, d in changes]
 
-    def _map(self, memory: dict, blobs: list) -> None:
-        self.arena.map([b["bytes"] for b in memory["blocks"]])
-        for (block, offset, _), data in zip(memory["windows"], blobs):
-            self.arena.fill(block, offset, np.frombuffer(data, dtype=np.uint8))
-
     def _tensor(self, view: dict) -> torch.Tensor:
-        dtype = _TORCH[view["dtype"]]
-        itemsize = dtype.itemsize
-        block = self.arena.blocks[view["block"]]
-        first = block.address + view["start"] - view["storage_offset"] * itemsize
-        shape, strides = view["shape"], view["strides"]
-        reach = sum((n - 1) * s for n, s in zip(shape, strides)) + 1 + view["storage_offset"]
+        dtype, shape, strides = getattr(torch, view["dtype"]), view["shape"], view["strides"]
         if "device" in view:
             return torch.empty_strided(shape, strides, dtype=dtype, device=view["device"])
         if 0 in shape:
-            return torch.empty(shape, dtype=dtype)
-        raw = (ctypes.c_char * (reach * itemsize)).from_address(first)
-        return torch.frombuffer(raw, dtype=dtype).as_strided(shape, strides, view["storage_offset"])
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        reach = sum((n - 1) * s for n, s in zip(shape, strides)) + 1 + view["storage_offset"]
+        first = view["start"] - view["storage_offset"] * dtype.itemsize
+        raw = self.memory.bytes(view["block"], first, reach * dtype.itemsize)
+        return raw.view(dtype).as_strided(shape, strides, raw.storage_offset() // dtype.itemsize + view["storage_offset"])
 
 
-def _views(memory: dict) -> list[list[dict]]:
-    """The tensors on each block."""
-    views: list[list[dict]] = [[] for _ in memory["blocks"]]
-    for view in memory["tensors"].values():
-        views[view["block"]].append({**view, "itemsize": _TORCH[view["dtype"]].itemsize})
-    return views
+def _memory(device: str, guards: bool):
+    """The memory tier of a device: shadow memory on the CPU, guard pages or plain allocations on a GPU."""
+    if device == "cpu":
+        from .cpu import CpuMemory
+
+        return CpuMemory()
+    from .gpu import GpuMemory
+
+    return GpuMemory("guard pages" if guards and importlib.util.find_spec("cuda.bindings") else "plain allocations")
 
 
 def _argument(spec: dict, tensors: dict):

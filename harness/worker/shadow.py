@@ -84,6 +84,7 @@ class Shadow:
         self.rules = frozenset(RULES)
         self.findings: list[dict] = []
         self.active = False
+        self.launches = 0
         self._blocks: list[_Block] = []
         self._own: np.ndarray = np.zeros((0, 2), dtype=np.uint64)
         self._epoch = 0
@@ -119,6 +120,7 @@ class Shadow:
     def launch(self, grid: tuple[int, ...], own: list[tuple[int, int]]) -> None:
         """Start a launch: a new race epoch. `own` are the address ranges of tensors that the subject allocated."""
         self._epoch += 1
+        self.launches += 1
         self._own = np.array(sorted(own), dtype=np.uint64).reshape(-1, 2)
         x, y, z = grid
         if self.active and (x * y * z == 0 or y > 65535 or z > 65535 or x > 2**31 - 1):

@@ -50,6 +50,8 @@ class Subject:
             "provided": self.function(family, name) is not None,
             "variant": dict(getattr(module, "VARIANTS", {}).get(name, {})) if module else {},
             "version": getattr(module, "VERSION", ""),
+            "cost": getattr(module, "COST", {}).get(name, {}),
+            "capturable": bool(getattr(module, "CAPTURABLE", self.spec == "kernels")),
             "selective": hasattr(module, "supports"),
             "missing": getattr(module, "MISSING", {}).get(name, "") if module else "",
         }

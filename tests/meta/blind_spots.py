@@ -42,6 +42,12 @@ def _masked_load_without_other(x, out, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _masked_load_with_zero(x, out, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + i, mask=i < 0, other=0))
+
+
+@triton.jit
 def _scalar_and_vector_mask(x, out, n, m, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     i = tl.arange(0, BLOCK)
@@ -74,6 +80,20 @@ def _bf16_sum(x, out):
 
 
 @triton.jit
+def _narrow(x, bf16, fp8, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(bf16 + i, tl.load(x + i).to(tl.bfloat16))
+    tl.store(fp8 + i, tl.load(x + i).to(tl.float8e4nv))
+
+
+@triton.jit
+def _widen(bf16, fp8, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, tl.load(bf16 + i).to(tl.float32))
+    tl.store(out + N + i, tl.load(fp8 + i).to(tl.float32))
+
+
+@triton.jit
 def _nothing(out):
     return
 
@@ -87,6 +107,12 @@ def loop_bound():
 def masked_lane():
     out = torch.zeros(4, dtype=torch.int32)
     _masked_load_without_other[(1,)](torch.ones(4, dtype=torch.int32), out, 2, BLOCK=4)
+    return out.tolist()
+
+
+def one_masked_lane():
+    out = torch.ones(1, dtype=torch.int32)
+    _masked_load_with_zero[(1,)](torch.ones(1, dtype=torch.int32), out, BLOCK=1)
     return out.tolist()
 
 
@@ -120,6 +146,24 @@ def bf16():
     return out.item()
 
 
+def narrow_casts():
+    """The bits of some numbers as bfloat16 and as e4m3: ties to even, a carry, the largest number, past it, a subnormal."""
+    x = torch.tensor([1.00390625, 1.01171875, 1.9375, 448.0, 1e9, float("-inf"), 3 * 2.0**-11, float("nan")])
+    bf16, fp8 = torch.zeros(8, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.float8_e4m3fn)
+    _narrow[(1,)](x, bf16, fp8, N=8)
+    return [["nan" if v.isnan() else f"{v.view(torch.int16).item() & 0xFFFF:04x}" for v in bf16],
+            [f"{code:02x}" for code in fp8.view(torch.uint8).tolist()]]
+
+
+def wide_casts():
+    """What some codes mean: -1, 480 and NaN, the smallest subnormals, minus infinity and -240."""
+    bf16 = torch.tensor([-16512, 17392, 1, -128], dtype=torch.int16).view(torch.bfloat16)
+    fp8 = torch.tensor([0xB8, 0x7F, 0x01, 0xF7], dtype=torch.uint8).view(torch.float8_e4m3fn)
+    out = torch.zeros(8)
+    _widen[(1,)](bf16, fp8, out, N=4)
+    return [str(v) for v in out.tolist()]
+
+
 def grids():
     """Which grids the shadow memory reports; the stock interpreter runs them all."""
     out, seen = torch.zeros(1, dtype=torch.int32), {}
@@ -138,6 +182,7 @@ def attempt(test):
         return f"{type(error).__name__}: {error}"
 
 
-tests = (loop_bound, masked_lane, mixed_mask, masked_overflow, wrapped_product, loop_index, bf16, grids)
+tests = (loop_bound, masked_lane, one_masked_lane, mixed_mask, masked_overflow, wrapped_product, loop_index, bf16,
+         narrow_casts, wide_casts, grids)
 answers = {test.__name__: attempt(test) for test in (tests if shims else tests[:-1])}
 print(json.dumps({"triton": triton.__version__, "numpy": np.__version__, **answers}))

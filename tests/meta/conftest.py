@@ -5,25 +5,9 @@ from pathlib import Path
 import pytest
 
 from harness import registry
-from harness.client import Worker, WorkerOptions
+from harness.client import StandIn, Worker, WorkerOptions
 
 HERE = Path(__file__).parent
-
-
-class Standing:
-    """A worker whose calls go to one planted fault, whatever the contract."""
-
-    def __init__(self, worker, fault: str):
-        self._worker, self._fault = worker, fault
-        self.options, self.versions, self.limits = worker.options, worker.versions, worker.limits
-        self.describe = {n: {"provided": True, "variant": {}, "version": "", "selective": False, "missing": ""}
-                         for n in registry.contracts()}
-
-    def run(self, header, blobs):
-        return self._worker.run({**header, "transform": self._fault}, blobs)
-
-    def restart_child(self):
-        self._worker.restart_child()
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +22,11 @@ def faulty_workers():
 def faulty(faulty_workers):
     """`faulty(file, name)`: a worker of a file beside this one, with the named fault in every contract's place."""
 
-    def stand(file: str, name: str) -> Standing:
+    def stand(file: str, name: str) -> StandIn:
         if file not in faulty_workers:
             options = WorkerOptions(str(HERE / file), run_limit=4.0)
             faulty_workers[file] = Worker(options, list(registry.contracts().values()))
-        return Standing(faulty_workers[file], name)
+        return StandIn(faulty_workers[file], name)
 
     return stand
 

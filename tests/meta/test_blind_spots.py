@@ -38,6 +38,10 @@ def test_masked_lanes_without_other_are_poison_and_not_zero(shimmed, stock):
     assert shimmed["masked_lane"] == [1, 1, 0x5A5A5A5A, 0x5A5A5A5A]
 
 
+def test_a_zero_for_masked_lanes_is_kept_where_there_is_only_one_lane(shimmed):
+    assert shimmed["one_masked_lane"] == [0]
+
+
 def test_a_scalar_and_a_vector_condition_make_a_mask(shimmed):
     assert shimmed["mixed_mask"] == [1, 2, 3, 0]
 
@@ -54,6 +58,18 @@ def test_overflow_in_masked_off_lanes_is_no_alarm(shimmed):
 
 def test_32_bit_products_wrap_as_on_hardware(shimmed):
     assert shimmed["wrapped_product"] == 65536
+
+
+def test_casts_to_narrow_floats_round_to_even_saturate_and_keep_nan(shimmed, stock):
+    right = [["3f80", "3f82", "3ff8", "43e0", "4e6e", "ff80", "3ac0", "nan"], ["38", "38", "40", "7e", "7e", "fe", "01", "7f"]]
+    assert shimmed["narrow_casts"] == right
+    assert stock["narrow_casts"] != right
+
+
+def test_casts_from_narrow_floats_keep_nan(shimmed, stock):
+    right = ["-1.0", "480.0", "9.183549615799121e-41", "-inf", "-1.0", "nan", "0.001953125", "-240.0"]
+    assert shimmed["wide_casts"] == right
+    assert stock["wide_casts"] != right
 
 
 def test_launches_that_hardware_refuses_are_reported(shimmed):

@@ -1,0 +1,64 @@
+"""Cases of the head_gates family."""
+
+from hypothesis import strategies as st
+
+from oracles.head_gates import KINDS, SOURCES, ApplyScales, FusedLogitsHeadGate, LogitsHeadGate, ProjectAndScale, UpdateRope
+from strategies.common import many, spare
+
+TOKENS = st.sampled_from((2, 3, 17, 5, 2, 16, 0, 3, 1, 8, 17, 15))
+HEADS = st.sampled_from((4, 1, 3, 8, 16, 4, 17, 64))
+HIDDEN = st.sampled_from((64, 1, 16, 33, 127, 128, 129, 256))
+WAYS = (*SOURCES, *("apart", "same") * 3, *("shifted",) * 2)  # more often: what callers have, and what varies most
+HEAD_DIMS = st.sampled_from((128, 64, 192))
+
+
+@st.composite
+def _frame(draw) -> dict:
+    """Sizes, contents and spare capacity that all gates have; now and then more tokens than a tile."""
+    tokens = draw(st.sampled_from((33, 65))) if draw(many(18)) else draw(TOKENS)
+    heads = draw(HEADS) if tokens <= 17 else draw(st.sampled_from((3, 17)))
+    return dict(tokens=tokens, heads=heads, head_dim=draw(HEAD_DIMS), spare=draw(spare()), kind=draw(st.sampled_from(KINDS)),
+                content=draw(st.integers(0, 255)))
+
+
+@st.composite
+def _projected(draw) -> dict:
+    """The same with a hidden size: mostly small, now and then the model's 7,168 for a few tokens and heads."""
+    frame = draw(_frame())
+    if draw(many(18)):
+        return {**frame, "tokens": min(frame["tokens"], 3), "heads": min(frame["heads"], 4), "hidden": 7168}
+    return {**frame, "hidden": draw(HIDDEN)}
+
+
+def project_and_scale_head_gates() -> st.SearchStrategy[ProjectAndScale]:
+    """Tiles that are full, not full and cut; sums that cancel."""
+    return _projected().map(lambda frame: ProjectAndScale(**frame))
+
+
+def logits_head_gate() -> st.SearchStrategy[LogitsHeadGate]:
+    """The same, with scales."""
+    return _projected().map(lambda frame: LogitsHeadGate(**frame))
+
+
+def apply_q_scale_and_softmax_scale() -> st.SearchStrategy[ApplyScales]:
+    """Gates of every size."""
+    return _frame().map(lambda frame: ApplyScales(**frame))
+
+
+def fused_logits_head_gate() -> st.SearchStrategy[FusedLogitsHeadGate]:
+    """Raw gates of every size."""
+    return _frame().map(lambda frame: FusedLogitsHeadGate(**frame))
+
+
+@st.composite
+def update_rope_guarded(draw) -> UpdateRope:
+    """Every way in which source and destination share memory, or do not; now and then more than registers hold."""
+    tokens, heads = draw(st.sampled_from((2, 3, 4, 2, 3, 7, 2, 0, 1, 5))), draw(st.sampled_from((2, 1, 3, 4)))
+    rope_dim, tail = draw(st.sampled_from((4, 1, 2, 8, 64))), draw(st.sampled_from((2, 0, 1, 5, 64)))
+    if draw(many(10)):
+        tokens, heads, rope_dim, tail = draw(st.sampled_from(((9, 4, 64, 64), (10, 8, 33, 7), (2, 3, 600, 100))))
+    head_dim = rope_dim + tail
+    near = (1, -1, rope_dim - 1, rope_dim, -rope_dim, head_dim, -head_dim, heads * head_dim, -heads * head_dim)
+    return UpdateRope(tokens, heads, rope_dim, head_dim, source=draw(st.sampled_from(WAYS)),
+                      shift=draw(st.sampled_from(near)), gap=draw(st.sampled_from((0, 3))), spare=draw(spare()),
+                      content=draw(st.integers(0, 255)))

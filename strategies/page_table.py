@@ -1,0 +1,132 @@
+"""Cases of the page_table family."""
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from oracles.page_table import (KINDS, MODES, CuSeqlensQ, ExtendReq, GatherPageTable, MaxSeqLenQ, PageTable1Flattened,
+                                PrefixReq, RealPageTable, Req, TopkIndicesOffset)
+from strategies.common import around, batch_floor, lengths, many, repeats, spare
+
+PAGE_SIZES = (64, 1, 2, 16, 32, 128, 3)
+WIDTHS = (1, 2, 3, 4, 5, 8)
+TABLES = ((4, 0), (4, 1), (5, 7), (9, 130), (4096, 2**20), (4096, 0))
+REQUEST_BLOCK = 32  # batches longer than this cross a block of requests in our kernels
+COLUMN_BLOCK = 1024
+
+
+def _lengths() -> st.SearchStrategy[int]:
+    return lengths(*around(COLUMN_BLOCK), most=2100)
+
+
+def _slots(slots: int) -> st.SearchStrategy[int]:
+    return st.one_of(st.integers(0, min(slots - 1, 3)), st.just(slots - 1), st.integers(0, slots - 1))
+
+
+@st.composite
+def gather_page_table(draw, max_requests: int = 4) -> GatherPageTable:
+    """One row per request, `draft_tokens` rows, ragged rows (0 among them), and selections (none and all among them).
+
+    Real requests own distinct slots; padded ones (length 1) stand behind them on any slot, also another's.
+    """
+    slots, table_extra = draw(st.sampled_from(TABLES))
+    rows, selected = st.integers(0, 5), st.sampled_from((True, True, False))
+    request = st.builds(Req, slot=_slots(slots), seq_len=_lengths(), rows=rows, selected=selected)
+    padding = st.builds(Req, slot=_slots(slots), seq_len=st.just(1), rows=rows, selected=selected)
+    real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=max_requests, unique_by=lambda r: r.slot))
+    batch = (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
+    mode = draw(st.sampled_from(("widths", "ragged", "selection", "widths", "both")))
+    if mode == "selection" and draw(st.sampled_from((False,) * 5 + (True,))):
+        batch = tuple(replace(r, selected=False) for r in batch)
+    case = GatherPageTable(
+        batch, ragged=mode in ("ragged", "both"), selection=mode in ("selection", "both"),
+        draft_tokens=draw(st.sampled_from(WIDTHS)) if mode != "selection" else 1,
+        max_extra=draw(st.sampled_from((0, 1, 63, 200))), table_extra=table_extra, spare=draw(spare()),
+        row_spare=draw(st.sampled_from((0, 0, 2))), slots=slots, shared=draw(st.sampled_from((False, False, True))),
+        content=draw(st.integers(0, 255)))
+    if batch and draw(many(12)):
+        short = tuple(replace(r, seq_len=r.seq_len % 33, rows=min(r.rows, 2)) for r in batch)
+        case = replace(case, requests=short, times=-(-(REQUEST_BLOCK + 1) // len(batch)), draft_tokens=1, max_extra=0)
+    return case
+
+
+@st.composite
+def gather_page_table_replay(draw, captured: GatherPageTable) -> GatherPageTable:
+    """Another batch on the same buffers: as many requests, some of them padded; never more ragged rows than captured."""
+    most = captured.max_len()
+    requests = []
+    for r in captured.batch:
+        length = draw(st.one_of(st.just(min(1, most)), lengths(most=most)))
+        requests.append(Req(draw(_slots(captured.slots)), length, draw(st.integers(0, r.rows)), r.selected))
+    case = replace(captured, requests=tuple(requests), times=1, max_extra=0, content=draw(st.integers(0, 255)))
+    return replace(case, max_extra=most - case.max_len(), row_spare=captured.row_spare + captured.rows() - case.rows())
+
+
+def _kinds() -> st.SearchStrategy[str]:
+    return st.sampled_from(KINDS)
+
+
+@st.composite
+def real_page_table(draw, max_rows: int = 5) -> RealPageTable:
+    """Whole and cut last pages; aligned and scattered slots, holes, and any int32."""
+    page_size = draw(st.sampled_from(PAGE_SIZES))
+    columns = draw(lengths(*around(page_size, 2 * page_size), most=300))
+    rows = tuple(draw(st.lists(_kinds(), min_size=draw(batch_floor()), max_size=max_rows)))
+    if draw(many(15)):
+        page_size = draw(st.sampled_from((1, 2, 3)))
+        columns = COLUMN_BLOCK * page_size + draw(st.sampled_from((1, 1, 0)))
+    return RealPageTable(rows, columns, page_size, draw(spare()), draw(spare()), draw(st.integers(0, 255)))
+
+
+@st.composite
+def real_page_table_replay(draw, captured: RealPageTable) -> RealPageTable:
+    """A table of other contents, of at most as many rows and columns, into the same buffer."""
+    rows = tuple(draw(st.lists(_kinds(), max_size=len(captured.rows))))
+    case = replace(captured, rows=rows, columns=draw(st.integers(0, captured.columns)), content=draw(st.integers(0, 255)))
+    return replace(case, row_spare=captured.row_spare + len(captured.rows) - len(rows),
+                   page_spare=captured.page_spare + captured.pages() - case.pages())
+
+
+@st.composite
+def page_table_1_flattened(draw, max_requests: int = 5) -> PageTable1Flattened:
+    """Ragged lengths with zeros among them, tables wider than the longest, shared pages."""
+    batch = tuple(draw(st.lists(_lengths(), min_size=draw(batch_floor()), max_size=max_requests)))
+    times = draw(repeats(REQUEST_BLOCK + 1))
+    batch = batch if times == 1 else tuple(n % 33 for n in batch[:2])
+    return PageTable1Flattened(
+        batch, times, draw(st.sampled_from((0, 1, 63, 200))), draw(st.sampled_from((0, 0, 5))), draw(spare()),
+        draw(st.sampled_from((False, False, True))), draw(st.integers(0, 255)))
+
+
+EXTENDS = st.one_of(st.integers(0, 8), st.sampled_from((15, 16, 17, 127, 128, 129, 130, 300)))
+PREFIXES = st.one_of(st.just(0), lengths(most=300), lengths(*around(131072), most=2**20))
+
+
+@st.composite
+def topk_indices_offset(draw, max_requests: int = 5) -> TopkIndicesOffset:
+    """Prefixed, fresh (extend == seq) and idle (extend 0) requests."""
+    request = st.builds(lambda extend, prefix: ExtendReq(extend, extend + prefix), EXTENDS, PREFIXES)
+    batch = tuple(draw(st.lists(request, min_size=draw(batch_floor()), max_size=max_requests)))
+    times = draw(repeats(REQUEST_BLOCK + 1))
+    if times > 1:
+        batch = tuple(ExtendReq(r.extend_len % 4, r.seq_len) for r in batch[:1])
+    return TopkIndicesOffset(batch, times, draw(spare()))
+
+
+@st.composite
+def cu_seqlens_q(draw, max_requests: int = 6) -> CuSeqlensQ:
+    """Every mode; lengths that the mode does not need are missing or leftovers. Row counts past a block of 1,024."""
+    mode = draw(st.sampled_from(MODES))
+    extends = tuple(draw(st.lists(EXTENDS, min_size=draw(batch_floor()), max_size=max_requests)))
+    return CuSeqlensQ(mode, extends, draw(repeats(342, 1025)) if sum(extends) < 50 else 1, draw(st.sampled_from(WIDTHS)),
+                      draw(st.booleans()), draw(spare()))
+
+
+@st.composite
+def max_seq_len_q(draw) -> MaxSeqLenQ:
+    """Every mode, with and without prefixes and context parallelism; ranks that own nothing."""
+    prefix = draw(st.sampled_from((st.just(0), lengths(most=300))))
+    request = st.builds(PrefixReq, EXTENDS, prefix)
+    batch = tuple(draw(st.lists(request, min_size=draw(batch_floor()), max_size=5)))
+    batch = () if draw(st.sampled_from((False,) * 9 + (True,))) else batch
+    return MaxSeqLenQ(draw(st.sampled_from(("extend", *MODES))), batch, draw(st.booleans()), draw(st.sampled_from((0, 0, 7))))

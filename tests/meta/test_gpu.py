@@ -1,0 +1,62 @@
+"""On a GPU: faults that end a process are found, named, shrunk, and the run goes on. Without one, nothing here can run."""
+
+import time
+from pathlib import Path
+
+import pytest
+from measure import hunt
+
+from harness import devices, registry
+from harness.differential import Example, check
+from oracles.seqlens import CuSeqlens
+from harness.client import StandIn, Worker, WorkerOptions
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.skipif(not devices.gpus(), reason="no GPU is visible here; pytest --require-gpu is red then")
+
+FAULTS = [
+    ("reads_one_past", "illegal address"),
+    ("reads_one_before", "illegal address"),
+    ("misaligned", "misaligned address"),
+    ("device_assert", "device assert"),
+    ("endless", "hang"),
+    ("killed", "died"),
+]
+
+
+@pytest.fixture(scope="module")
+def worker():
+    found = Worker(WorkerOptions(str(HERE / "gpu_faults.py"), "cuda", run_limit=4.0,
+                                 environment=devices.environment("cuda", 0)), list(registry.contracts().values()))
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize(("fault", "kind"), FAULTS, ids=[f[0] for f in FAULTS])
+def test_a_fault_is_named_and_shrunk_within_a_minute(fault, kind, worker, tmp_path):
+    start = time.monotonic()
+    outcome = hunt(StandIn(worker, fault), "cu_seqlens", tmp_path)
+    assert ("fault", kind) in {r.found.kind for r in outcome.reports}, (outcome.reports, outcome.also)
+    assert all(r.example.steps[0].batch_size() <= 2 for r in outcome.reports)
+    assert time.monotonic() - start < 60
+    assert hunt(StandIn(worker, "honest"), "cu_seqlens", tmp_path).verdict == "PASS"
+
+
+ONE, TWO = Example((CuSeqlens((3, 5)),)), Example((CuSeqlens((3, 5)), CuSeqlens((4, 9)), CuSeqlens((0, 1))))
+
+
+def test_a_launch_on_another_stream_reads_inputs_that_are_not_there_yet(worker):
+    standing = StandIn(worker, "wrong_stream")
+    standing.describe["cu_seqlens"]["capturable"] = False
+    assert {f.kind for f in check(ONE, standing, {})} == {("interference", "cu_seqlens")}
+
+
+def test_what_capture_froze_shows_only_when_a_session_replays_the_graph(worker):
+    assert check(ONE, StandIn(worker, "frozen_at_capture"), {}) == []
+    assert {f.kind for f in check(TWO, StandIn(worker, "frozen_at_capture"), {})} == {("interference", "cu_seqlens")}
+    assert check(TWO, StandIn(worker, "honest"), {}) == []
+
+
+def test_a_call_that_waits_for_the_gpu_cannot_be_captured(worker):
+    found = check(ONE, StandIn(worker, "waits_for_the_gpu"), {})
+    assert [f.check for f in found] == ["raised"] and "captur" in found[0].sentence
