@@ -17,6 +17,7 @@ from harness.client import ROOT
 from harness.contract import Contract
 from harness.differential import Example, check, harm
 from harness.findings import CheckOptions, Finding, Found, finding_type
+from harness.generation import fresh_examples
 
 CONFIRM, RERUNS = 4, 20
 MOST_KINDS = 6
@@ -117,7 +118,8 @@ class Campaign:
         self._failed = None
         self._deadline = time.monotonic() + self.profile.later_seconds if self._known else float("inf")
         try:
-            self._search()
+            with fresh_examples():
+                self._search()
         except _Abort as abort:
             raise abort.args[0] from None
         except Flaky:

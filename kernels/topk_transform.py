@@ -1,4 +1,4 @@
-"""Triton kernels of the topk_transform family: one launch each, no synchronisation, the same result every time.
+"""Triton kernels of the topk_transform family: one launch each, the same result every time.
 
 Selection: one program per row finds the topk-th largest score by its bits, eleven at a time from the top (a histogram of the
 keys that agree so far, in a pass over the row each), then writes the keys above it and the first of those equal to it,
@@ -15,6 +15,8 @@ COPY, TABLE, OFFSET, PAGES = 0, 1, 2, 3  # what stands for a position: itself, i
 OWN_ROW, BY_SUMS = 0, 1  # whose row of the table: the token's own, or its request's by cu_seqlens_q
 SMALL = 64  # indices per row that a narrow block covers
 BLOCK_REQUESTS = 64
+# Without cu_seqlens_q the extend lengths are only on the host, and go to the device in a copy.
+COST = {"transform_index_page_table_prefill": {"operations": ["aten._to_copy.default"], "waits": True}}
 
 
 @triton.jit

@@ -60,7 +60,8 @@ class Runner:
         error = None
         try:
             if header.get("count"):
-                returned, reply["cost"] = counted(self.memory, lambda: function(**arguments))
+                returned, reply["cost"] = counted(self.memory, lambda: function(**arguments),
+                                                   header["count"] == "waiting")
             elif mode == "plain":
                 returned = function(**arguments)
             else:

@@ -11,6 +11,7 @@ from harness.campaign import PROFILES, Campaign, Outcome, Profile
 from harness.contract import Contract, Kind, base_name, tensors_of
 from harness.differential import check as differential_check
 from harness.differential import expect
+from harness.generation import fresh_examples
 from harness.states import State
 from harness.tensors import Input, Region
 from strategies import domain
@@ -35,7 +36,8 @@ def drawn(strategy, labels, budget: int) -> Counter:
             event(label)
             seen[label] += 1
 
-    draw()
+    with fresh_examples():
+        draw()
     return seen
 
 

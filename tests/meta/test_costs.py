@@ -29,7 +29,9 @@ def cost(worker, example) -> dict:
     case = example.steps[0]
     placed = layouts.place(case.contract, case.arguments(), example.layout, example.seed, 0)
     memory, blobs = placed.request()
-    header = {"family": case.contract.family, "transform": case.contract.name, "order": 0, "rules": [], "count": True,
+    waits = worker.describe[case.contract.name]["cost"].get("waits")
+    header = {"family": case.contract.family, "transform": case.contract.name, "order": 0, "rules": [],
+              "count": "waiting" if waits else "strictly",
               "steps": [{"memory": memory, "arguments": wire_arguments(placed.arguments)}]}
     reply, _ = worker.run(header, blobs)
     step = reply["steps"][0]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from harness import checks, hashing, layout, messages, registry
 from harness.contract import Role, tensors_of
 from harness.differential import Example, expect
+from harness.generation import fresh_examples
 from harness.layout import Layout, Place
 from harness.states import Cells, Judge, State, one_of, same_multiset, within
 from harness.tensors import Output, table, vector
@@ -186,3 +187,24 @@ def test_silence_and_a_closed_end_are_told_apart():
     here.close()
     with pytest.raises(messages.Closed):
         messages.receive(there, 1.0)
+
+
+# -- generation ---------------------------------------------------------------------------------------------------------
+
+
+def test_fresh_examples_are_several_times_as_many_as_hypothesis_alone_gives():
+    def distinct() -> int:
+        seen = set()
+
+        @settings(max_examples=200, phases=[Phase.generate], derandomize=True)
+        @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from((False,) * 19 + (True,))), max_size=4), st.integers())
+        def draw(batch, seed):
+            seen.add(repr((batch, seed)))
+
+        draw()
+        return len(seen)
+
+    alone = distinct()
+    with fresh_examples():
+        assert distinct() > alone
+    assert distinct() == alone
