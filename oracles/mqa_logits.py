@@ -109,8 +109,8 @@ MQA_LOGITS_BUDGET = Contract(
     oracle=mqa_logits_budget,
     kind=Kind.HOST,
     scalars=(
-        Scalar("queries", "list of [device, free bytes, total bytes, capturing], asked in turn of a fresh cache; a reading that "
-                          "the answer does not need may be None"),
+        Scalar("queries", "list of [device, free bytes, total bytes, capturing], asked in turn of a fresh cache; a reading "
+                          "that the answer does not need may be None"),
         Scalar("mem_fraction_static", "share of memory that weights and KV cache take, or None; more than 1 counts as 1"),
         Scalar("free_fraction", "share of free memory that logits may take: 0.5 in #25299, 0.2 by default since #25859"),
     ),
@@ -392,7 +392,8 @@ MQA_LOGITS = Contract(
             cells="live, slack"),
         Arg("k", Role.IN, ("keys", "head_dim"), ("float8_e4m3fn",), "keys, finite where a row sees them",
             FAR_ROWS, cells="live, slack"),
-        Arg("k_scale", Role.IN, ("keys",), ("float32",), "scale of every key", ROWS_STRIDED, sets_size=True, cells="live, slack"),
+        Arg("k_scale", Role.IN, ("keys",), ("float32",), "scale of every key", ROWS_STRIDED, sets_size=True,
+            cells="live, slack"),
         Arg("weights", Role.IN, ("rows", "heads"), ("float32",), "weight of every head, scales of q included",
             ROWS_STRIDED, cells="live, slack"),
         Arg("ks", Role.IN, ("rows",), INT32, "first key that the row sees", ANY_STRIDES, sets_size=True, cells="live"),

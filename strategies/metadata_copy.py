@@ -20,7 +20,8 @@ def _frame(draw) -> dict:
     """Everything but the requests and the backends."""
     page_size = draw(st.sampled_from(PAGE_SIZES))
     parts = draw(st.sampled_from(FLASHMLA))
-    width = st.one_of(lengths(*around(page_size, 2 * page_size)), st.sampled_from((1, page_size, *BLOCKS)))
+    edges = st.sampled_from((1, page_size, 2 * page_size))
+    width = st.one_of(lengths(*around(page_size, 2 * page_size)), edges, st.sampled_from(BLOCKS))
     return dict(
         width=draw(st.integers(1025, 2100) if draw(many(10)) else width),
         page_size=page_size,

@@ -46,7 +46,8 @@ def gather_page_table(draw, max_requests: int = 4) -> GatherPageTable:
         content=draw(st.integers(0, 255)))
     if batch and draw(many(12)):
         short = tuple(replace(r, seq_len=r.seq_len % 33, rows=min(r.rows, 2)) for r in batch)
-        case = replace(case, requests=short, times=-(-(REQUEST_BLOCK + 1) // len(batch)), draft_tokens=1, max_extra=0)
+        with_rows = len(case.chosen()) or len(batch)
+        case = replace(case, requests=short, times=-(-(REQUEST_BLOCK + 1) // with_rows), draft_tokens=1, max_extra=0)
     return case
 
 
@@ -117,16 +118,17 @@ def topk_indices_offset(draw, max_requests: int = 5) -> TopkIndicesOffset:
 def cu_seqlens_q(draw, max_requests: int = 6) -> CuSeqlensQ:
     """Every mode; lengths that the mode does not need are missing or leftovers. Row counts past a block of 1,024."""
     mode = draw(st.sampled_from(MODES))
-    extends = tuple(draw(st.lists(EXTENDS, min_size=draw(batch_floor()), max_size=max_requests)))
-    return CuSeqlensQ(mode, extends, draw(repeats(342, 1025)) if sum(extends) < 50 else 1, draw(st.sampled_from(WIDTHS)),
-                      draw(st.booleans()), draw(spare()))
+    extends, times = tuple(draw(st.lists(EXTENDS, min_size=draw(batch_floor()), max_size=max_requests))), 1
+    if draw(many(15)):
+        extends, times = tuple(n % 5 for n in extends[:2]), COLUMN_BLOCK + 1
+    return CuSeqlensQ(mode, extends, times, draw(st.sampled_from(WIDTHS)), draw(st.booleans()), draw(spare()))
 
 
 @st.composite
 def max_seq_len_q(draw) -> MaxSeqLenQ:
     """Every mode, with and without prefixes and context parallelism; ranks that own nothing."""
-    prefix = draw(st.sampled_from((st.just(0), lengths(most=300))))
-    request = st.builds(PrefixReq, EXTENDS, prefix)
+    mode, prefixed, round_robin = draw(st.tuples(st.sampled_from(("extend", *MODES)), st.booleans(), st.booleans()))
+    request = st.builds(PrefixReq, EXTENDS, lengths(most=300) if prefixed else st.just(0))
     batch = tuple(draw(st.lists(request, min_size=draw(batch_floor()), max_size=5)))
     batch = () if draw(st.sampled_from((False,) * 9 + (True,))) else batch
-    return MaxSeqLenQ(draw(st.sampled_from(("extend", *MODES))), batch, draw(st.booleans()), draw(st.sampled_from((0, 0, 7))))
+    return MaxSeqLenQ(mode, batch, round_robin, draw(st.sampled_from((0, 0, 7))))

@@ -10,19 +10,22 @@ def fused_metadata_copy(*, cache_seqlens_src, cu_seqlens_k_src, page_indices_src
     decode = forward_mode == 0
     n = bs if decode else seqlens_expanded_size
     pages = page_indices_src[:bs, :max_len] if decode else page_indices_src[:, :max_seqlen_k]
-    _into(cache_seqlens_dst, cache_seqlens_src[:bs])
-    _into(cu_seqlens_k_dst[1:], cu_seqlens_k_src[1 : bs + 1])
-    _into(page_table_1_dst, pages)
-    _into(nsa_cache_seqlens_dst, nsa_cache_seqlens_src[:n])
-    _into(nsa_cu_seqlens_k_dst[1:], nsa_cu_seqlens_k_src[1 : n + 1])
+    pairs = [
+        (cache_seqlens_dst, cache_seqlens_src[:bs]),
+        (cu_seqlens_k_dst[1:], cu_seqlens_k_src[1 : bs + 1]),
+        (page_table_1_dst, pages),
+        (nsa_cache_seqlens_dst, nsa_cache_seqlens_src[:n]),
+        (nsa_cu_seqlens_k_dst[1:], nsa_cu_seqlens_k_src[1 : n + 1]),
+    ]
     if not decode:
-        _into(seqlens_expanded_dst, seqlens_expanded_src[:n])
+        pairs.append((seqlens_expanded_dst, seqlens_expanded_src[:n]))
     if real_page_table_dst is not None:
-        _into(real_page_table_dst, real_page_table_src[: len(pages)])
+        pairs.append((real_page_table_dst, real_page_table_src[: len(pages)]))
     if flashmla_num_splits_dst is not None:
-        _into(flashmla_num_splits_dst, flashmla_num_splits_src[: n + 1])
+        pairs.append((flashmla_num_splits_dst, flashmla_num_splits_src[: n + 1]))
     if flashmla_metadata_dst is not None:
-        _into(flashmla_metadata_dst, flashmla_metadata_src)
+        pairs.append((flashmla_metadata_dst, flashmla_metadata_src))
+    _copy(pairs)
 
 
 def fused_metadata_copy_multi(*, bs, max_len, seqlens_expanded_size, **tensors):
@@ -34,6 +37,11 @@ def fused_metadata_copy_multi(*, bs, max_len, seqlens_expanded_size, **tensors):
                             max_len=max_len, max_seqlen_k=-1, seqlens_expanded_size=seqlens_expanded_size)
 
 
-def _into(target, source):
-    """The source over the target's leading cells."""
-    target[tuple(slice(n) for n in source.shape)] = source
+def _copy(pairs):
+    """Every source over its target's leading cells; nothing is written where one does not fit."""
+    views = [(target[tuple(slice(n) for n in source.shape)], source) for target, source in pairs]
+    for view, source in views:
+        if view.shape != source.shape:
+            raise ValueError(f"a destination has room for {tuple(view.shape)} of {tuple(source.shape)}")
+    for view, source in views:
+        view.copy_(source)

@@ -111,7 +111,7 @@ def of_single(example) -> set[str]:
         "a pitch that is not the width": case.rows() > 1
         and example.layout.place("page_table_1_dst").kind in ("pitched", "far"),
         "lengths in place": bool(example.layout.aliases),
-        "pitched plan": example.layout.place("flashmla_metadata_dst").kind in ("pitched", "strided") and case.parts > 1,
+        "pitched plan": example.layout.place("flashmla_metadata_dst").kind in ("pitched", "strided", "far") and case.parts > 1,
     }
     options = {f"mode {case.mode}: {'' if case.page_size > 1 else 'no '}real pages",
                f"mode {case.mode}: {'' if flashmla else 'no '}FlashMLA"}

@@ -119,7 +119,7 @@ def of_longest(example) -> set[str]:
     return {f"{case.mode} {prefixed} {case.round_robin}"} | having({"no requests": not case.requests})
 
 
-STRIDED = {f"layout {k}" for k in ("offset", "pitched", "strided", "expanded")} | {"int64"}
+STRIDED = {f"layout {k}" for k in ("offset", "strided", "expanded")} | {"int64"}
 FAR = {f"layout {k}" for k in ("offset", "pitched", "strided", "far")}
 MODES = ("decode", "target_verify", "draft_extend")
 NEEDED = {
