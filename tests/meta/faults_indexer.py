@@ -97,7 +97,7 @@ def tokens_of_the_next_rank(**call):
 # -- cp_round_robin_split_q_seqs ----------------------------------------------------------------------------------------
 
 
-def _counts(extends, cp_size, cp_rank, share) -> list[int]:
+def _counts(extends, cp_size, share) -> list[int]:
     """Counts per request; what a request leaves over goes on to the next."""
     counts, extra = [], 0
     for extend in extends:
@@ -108,7 +108,7 @@ def _counts(extends, cp_size, cp_rank, share) -> list[int]:
 
 
 def _honest_counts(extends, cp_size, cp_rank) -> list[int]:
-    return _counts(extends, cp_size, cp_rank, lambda length: length // cp_size + (length % cp_size > cp_rank))
+    return _counts(extends, cp_size, lambda length: length // cp_size + (length % cp_size > cp_rank))
 
 
 def _selected(call, counts, keep=lambda n: n > 0) -> None:
@@ -124,7 +124,7 @@ def _extends(call) -> list[int]:
 def one_token_of_none(**call):
     """`rank <= (n - 1) % size`: a request without tokens has one on every rank (vLLM #27518)."""
     size, rank = call["cp_size"], call["cp_rank"]
-    _selected(call, _counts(_extends(call), size, rank, lambda n: n // size + (rank <= (n - 1) % size)))
+    _selected(call, _counts(_extends(call), size, lambda n: n // size + (rank <= (n - 1) % size)))
 
 
 def whole_rounds_only(**call):
