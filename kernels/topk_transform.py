@@ -59,6 +59,7 @@ def _transform_index(page_table, topk_indices, cu_seqlens_q, offsets, result, to
             i = start + tl.arange(0, BLOCK_REQUESTS)
             end = tl.load(cu_seqlens_q + (i + 1) * sum_stride, mask=i < requests, other=2147483647)
             owner += tl.sum((end[None, :] <= row[:, None]).to(tl.int32), 1)
+        owner = tl.where(row < tl.load(cu_seqlens_q), table_rows, owner)  # before the first request, so nobody's
     offset = row
     if NAMES == 2:
         offset = tl.load(offsets + row * offset_stride, mask=row < tokens, other=0)
@@ -206,7 +207,7 @@ def _fast_topk(score, lengths, row_starts, cu_seqlens_q, table, offsets, out, wi
             i = start + tl.arange(0, BLOCK_REQUESTS)
             end = tl.load(cu_seqlens_q + (i + 1) * sum_stride, mask=i < requests, other=2147483647)
             owner += tl.sum((end <= row).to(tl.int32), 0)
-        length = tl.where(owner < requests, length, 0)
+        length = tl.where((owner < requests) & (row >= tl.load(cu_seqlens_q)), length, 0)
     offset = row * 0
     if NAMES == 2:
         offset = tl.load(offsets + row * offset_stride)

@@ -97,15 +97,23 @@ SCORES = ("distinct", "rising", "falling", "relu", "one_bin", *CHOICES)
 # -- the judge of a selection -------------------------------------------------------------------------------------------
 
 
-def by_value(score: float) -> tuple[bool, float]:
-    """Rank of a score: equal zeros, and every NaN on top."""
-    return (True, 0.0) if score != score else (False, score + 0.0)
+def by_value(scores: np.ndarray) -> np.ndarray:
+    """Ranks of scores: equal zeros, and every NaN on top.
+
+    >>> by_value(np.array([0.0, -0.0, -np.inf, np.nan, np.inf, -np.nan])).tolist()
+    [1, 1, 0, 3, 2, 3]
+    """
+    return np.unique(scores + 0.0, return_inverse=True)[1]
 
 
-def by_bits(score: float) -> int:
-    """Rank of a score as a sign-magnitude number: -0.0 below +0.0, and NaN beyond the infinity of its sign."""
-    bits = int(np.float32(score).view(np.uint32))
-    return bits if bits < 2**31 else 2**31 - 1 - bits
+def by_bits(scores: np.ndarray) -> np.ndarray:
+    """Ranks of scores as sign-magnitude numbers: -0.0 below +0.0, and NaN beyond the infinity of its sign.
+
+    >>> by_bits(np.array([0.0, -0.0, 2.0**-149])).tolist()
+    [0, -1, 1]
+    """
+    bits = scores.astype(np.float32).view(np.uint32).astype(np.int64)
+    return np.where(bits < 2**31, bits, 2**31 - 1 - bits)
 
 
 def top_set(scores: np.ndarray, topk: int, names: np.ndarray) -> Judge:
@@ -122,7 +130,6 @@ def top_set(scores: np.ndarray, topk: int, names: np.ndarray) -> Judge:
     'cell 1 is -1, and must name one of 4 keys'
     """
     known = {int(name): p for p, name in enumerate(names)}
-    values = [float(s) for s in scores]
 
     def complaint(actual: np.ndarray) -> str | None:
         taken: dict[int, int] = {}
@@ -135,18 +142,18 @@ def top_set(scores: np.ndarray, topk: int, names: np.ndarray) -> Judge:
             taken[p] = cell
         if len(taken) != topk:
             return f"{len(taken)} keys are taken, and must be {topk}"
-        return _worse(values, taken, by_bits) and _worse(values, taken, by_value)
+        return _worse(scores, sorted(taken), by_bits) and _worse(scores, sorted(taken), by_value)
 
     return Judge("top_set", complaint)
 
 
-def _worse(values: list[float], taken: dict[int, int], rank) -> str | None:
+def _worse(scores: np.ndarray, taken: list[int], ranks_of) -> str | None:
     """The lowest key taken, if a key left out is above it."""
-    left = [p for p in range(len(values)) if p not in taken]
-    low, high = min(taken, key=lambda p: rank(values[p])), max(left, key=lambda p: rank(values[p]))
-    if rank(values[low]) >= rank(values[high]):
+    ranks, left = ranks_of(scores), np.setdiff1d(np.arange(len(scores)), taken)
+    low, high = taken[int(np.argmin(ranks[taken]))], left[int(np.argmax(ranks[left]))]
+    if ranks[low] >= ranks[high]:
         return None
-    return f"key {high} with score {values[high]} is left out, and key {low} with score {values[low]} is taken"
+    return f"key {high} with score {scores[high]} is left out, and key {low} with score {scores[low]} is taken"
 
 
 # -- transform_index_page_table_decode ----------------------------------------------------------------------------------
