@@ -434,8 +434,6 @@ TRANSFORM_PREFILL = Contract(
                      "transform_index_page_table_prefill: 'skips' the copy, unchecked",
                      lambda c: replace(c, sums=True, shift=c.tokens() + 1)),
     ),
-    capturable=True,
-    frozen_by_capture=("extend_lens_cpu", "output_num_tokens", "topk"),
     upstream_names=("transform_index_page_table_prefill", "transform_index_page_table_prefill_fast"),
 )
 
