@@ -16,6 +16,7 @@ SKIP_BELOW = 8_000_000
 TOTAL_FRACTION = 0.3
 FP8 = (torch.float8_e4m3fn,)
 FP32 = (torch.float32,)
+COST = {name: {"launches": 64} for name in ("topk_ragged_chunked", "topk_paged_chunked")}  # one per chunk; 64 in a test
 
 
 # -- host -----------------------------------------------------------------------------------------------------------------

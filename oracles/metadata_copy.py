@@ -333,8 +333,8 @@ _REAL = "exactly when page_size is 1"
 _FLASHMLA = "FlashMLA is not in use"
 
 
-def _source(name: str, shape: tuple[str, ...], doc: str, layouts=ANY_STRIDES, **more) -> Arg:
-    return Arg(f"{name}_src", Role.IN, shape, INT32, doc, layouts, **more)
+def _source(name: str, shape: tuple[str, ...], doc: str, layouts=ANY_STRIDES, cells="live, slack", **more) -> Arg:
+    return Arg(f"{name}_src", Role.IN, shape, INT32, doc, layouts, cells=cells, **more)
 
 
 def _sources(rows: str, sets_size: bool) -> tuple[Arg, ...]:
@@ -342,20 +342,22 @@ def _sources(rows: str, sets_size: bool) -> tuple[Arg, ...]:
     return (
         _source("cache_seqlens", ("bs",), "keys per request"),
         _source("cu_seqlens_k", ("bs + 1",), "their prefix sums; index 0 is not used"),
-        _source("page_indices", (rows, "width"), "KV slot of every token position", FAR_ROWS, sets_size=sets_size),
+        _source("page_indices", (rows, "width"), "KV slot of every token position", FAR_ROWS,
+                "live, slack, forbidden", sets_size=sets_size),
         _source("nsa_cache_seqlens", ("n",), "keys per row, at most the top-k"),
         _source("nsa_cu_seqlens_k", ("n + 1",), "their prefix sums; index 0 is not used"),
         _source("real_page_table", (rows, "pages"), "page of every page position; its width is what is copied", FAR_ROWS,
-                optional=_REAL, sets_size=True),
+                "live, forbidden", optional=_REAL, sets_size=True),
         _source("flashmla_num_splits", ("n + 1",), "first split of every row, and the total", optional=_FLASHMLA),
         _source("flashmla_metadata", ("parts", "plan"), "schedule of every part; its shape is what is copied", FAR_ROWS,
-                optional=f"{_FLASHMLA}, or only its split counts", sets_size=True),
+                "live", optional=f"{_FLASHMLA}, or only its split counts", sets_size=True),
     )
 
 
 def _destinations(per_backend: bool) -> tuple[Arg, ...]:
     def out(name: str, shape: tuple[str, ...], doc: str, layouts=ROWS_STRIDED, **more) -> Arg:
-        return Arg(f"{name}_dst", Role.OUT, shape, INT32, doc, layouts, per_backend=per_backend, **more)
+        return Arg(f"{name}_dst", Role.OUT, shape, INT32, doc, layouts, per_backend=per_backend, cells="written, untouched",
+                   **more)
 
     shared = ("cache_seqlens_src", "cache_seqlens_dst") if per_backend else ("cache_seqlens_src",)
     lacks = "; a backend may go without" if per_backend else ""
@@ -423,7 +425,7 @@ FUSED_METADATA_COPY = Contract(
         _source("seqlens_expanded", ("n",), "keys per row, before the clip", optional="decode, which has no use for it"),
         *_destinations(per_backend=False),
         Arg("seqlens_expanded_dst", Role.OUT, ("n",), INT32, "keys per row, before the clip", ROWS_STRIDED,
-            optional="decode, which has no use for it"),
+            optional="decode, which has no use for it", cells="written, untouched"),
     ),
     scalars=(
         Scalar("forward_mode", "0 decode, 1 target verify, 2 draft extend"),

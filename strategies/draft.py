@@ -31,7 +31,7 @@ def _batch(draw, request: st.SearchStrategy, most: int = 4) -> tuple:
 
 def _more_than_a_block(draw, frame: dict, batch: tuple, shortened) -> tuple:
     """Now and then the batch again and again, with less to do for each request."""
-    if draw(many(15)) and batch:
+    if draw(many(10)) and batch:
         frame.update(repeat=-(-(REQUEST_BLOCK + 1) // len(batch)))
         return tuple(shortened(r) for r in batch)
     return batch
@@ -46,7 +46,7 @@ def _extents(draw, frame: dict, repeatable: bool) -> tuple[Extent, ...]:
     batch += tuple(draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
     if repeatable:
         return _more_than_a_block(draw, frame, batch, lambda r: replace(r, count=r.count % 5))
-    if draw(many(15)) and batch:  # rows have one owner each: a block of requests without tokens in front of the real ones
+    if draw(many(10)) and batch:  # rows have one owner each: a block of requests without tokens in front of the real ones
         idle = tuple(Extent(0, 0, 0) for _ in range(REQUEST_BLOCK - 1))
         return (batch[0], *idle, *batch[1:])
     return batch

@@ -46,11 +46,11 @@ def get_s(draw) -> GetS:
 @st.composite
 def get_k_and_s(draw, max_requests: int = 4) -> GetKAndS:
     """Ragged batches, idle requests, common prefixes, batches longer than a block; a launch made for 65,600 tokens."""
-    cache, crowd = draw(_cache()), draw(many(20))
+    cache, crowd = draw(_cache()), draw(many(10))
     length = st.integers(0, 3) if crowd else _length(cache)
     batch = draw(st.lists(length.map(Req), min_size=2 if crowd else draw(batch_floor()), max_size=max_requests))
     return GetKAndS(
-        **cache, requests=tuple(batch), shared=draw(st.sampled_from((False, False, True))),
+        **cache, requests=tuple(batch), shared=not crowd and draw(st.sampled_from((False, False, True))),
         repeat=-(-(REQUEST_BLOCK + 1) // len(batch)) if crowd else 1,
         max_extra=LONG if draw(many(12)) else draw(st.sampled_from((0, 1, 63))),
         width_extra=draw(st.sampled_from((0, 0, 1, 5))),

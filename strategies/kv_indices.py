@@ -75,7 +75,7 @@ def generate_draft_decode_kv_indices(draw, max_programs: int = 16) -> DraftDecod
     length = st.one_of(lengths(*around(page, 2 * page), most=300), lengths(page, most=64))
     request = st.builds(Req, slot=_slots(frame), length=length)
     batch = _batch(draw, frame, request, max(2, max_programs // (num_steps * topk)))
-    if draw(many(20)) and batch:
+    if draw(many(12)) and batch:
         batch = tuple(replace(r, length=r.length % 9) for r in batch)
         frame.update(repeat=-(-(REQUEST_BLOCK + 1) // len(batch)))
         num_steps, topk = 1, draw(st.sampled_from((1, 2)))

@@ -160,6 +160,17 @@ def test_ranges_of_a_second_batch_are_shifted_by_the_keys_of_the_first(a, b):
     assert both == {n: first[n] + [v + shift[n] for v in second[n]] for n in shift}
 
 
+@given(BATCHES, RANKS, st.sampled_from((1, 2, 5)))
+def test_a_padded_request_changes_no_row_before_it(batch, cp_size, extend):
+    padded = (*batch, Req(extend, extend))
+    for rank in range(cp_size):
+        before, after = (answer(IndexerKStartEnd(b, cp_size=cp_size, cp_rank=rank)) for b in (batch, padded))
+        assert before == {name: column[: len(before["ks"])] for name, column in after.items()}
+        before, after = (answer(CpRoundRobinSplitQSeqs(tuple(r.extend_len for r in b), cp_size=cp_size, cp_rank=rank))
+                         for b in (batch, padded))
+        assert before == {name: column[: len(before["bs_idx"])] for name, column in after.items()}
+
+
 @given(BATCHES, st.randoms(use_true_random=False))
 def test_permuting_requests_permutes_their_segments(batch, random):
     order = random.sample(range(len(batch)), len(batch))

@@ -5,14 +5,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Operations(TorchDispatchMode):
-    """Every torch operation of a call: an allocation, a copy and a read-back are operations too."""
+    """Every torch operation of a call that is no view: allocations, copies and read-backs among them."""
 
     def __init__(self):
         super().__init__()
         self.names: list[str] = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.names.append(str(operation))
+        if not operation.is_view:
+            self.names.append(str(operation))
         return operation(*args, **(kwargs or {}))
 
 

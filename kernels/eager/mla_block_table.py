@@ -96,7 +96,7 @@ def pad_sequence_with_mask(*, input_emb, offsets, lengths, output, attn_mask, bs
     places, rows = _places(offsets[:bs], lengths[:bs], max_len)
     _bits(output)[:bs, :max_len] = 0
     _bits(output)[places] = _bits(input_emb)[rows]
-    attn_mask[: bs * max_len] = (torch.arange(max_len) < lengths[:bs, None]).reshape(-1)
+    attn_mask[: bs * max_len] = (torch.arange(max_len, device=lengths.device) < lengths[:bs, None]).reshape(-1)
 
 
 def _places(starts, lengths, width):

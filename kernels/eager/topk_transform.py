@@ -15,7 +15,8 @@ def transform_index_page_table_prefill(*, page_table, topk_indices, cu_seqlens_q
     count, topk = topk_indices.shape
     tokens = sum(extend_lens_cpu)
     lengths = torch.tensor(extend_lens_cpu, dtype=torch.long, device=topk_indices.device)
-    owner = torch.arange(tokens) if page_table_is_expanded else torch.arange(len(lengths)).repeat_interleave(lengths)
+    rows = torch.arange(tokens if page_table_is_expanded else len(lengths), device=topk_indices.device)
+    owner = rows if page_table_is_expanded else rows.repeat_interleave(lengths)
     result[tokens : count if output_num_tokens is None else output_num_tokens, :topk] = -1
     result[:tokens, :topk] = _gathered(page_table[owner], topk_indices[:tokens])
 
@@ -41,7 +42,7 @@ def fast_topk(*, score, lengths, row_starts, indices, topk):
 
 def fast_topk_transform_paged(*, score, lengths, row_starts, page_table, cu_seqlens_q, dst_page_table, topk):
     """Slots in the row's request's table."""
-    owner = torch.arange(len(lengths))
+    owner = torch.arange(len(lengths), device=lengths.device)
     if cu_seqlens_q is not None:
         owner = torch.searchsorted(cu_seqlens_q.contiguous(), owner, right=True) - 1
     for b, keys in enumerate(_best(score, lengths, row_starts, topk)):
@@ -70,7 +71,8 @@ def _best(score, lengths, row_starts, topk):
     """Per row the positions of its keys, the best of them if there are more than `topk`."""
     starts = [0] * len(lengths) if row_starts is None else row_starts.tolist()
     for b, (length, start) in enumerate(zip(lengths.clamp(min=0).tolist(), starts)):
-        yield torch.arange(length) if length <= topk else score[b, start : start + length].topk(topk).indices
+        short = length <= topk
+        yield torch.arange(length, device=score.device) if short else score[b, start : start + length].topk(topk).indices
 
 
 def _fill(row, values):

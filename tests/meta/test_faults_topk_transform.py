@@ -93,7 +93,8 @@ def test_the_judge_takes_any_order_and_either_of_two_equal_keys(actual):
 
 
 def of_layout(example) -> set[str]:
-    kinds = {f"{n.split('[')[0]} {p.kind}" for n, p in example.layout.places.items()}
+    kinds = {f"{n} {p.kind}" for n, p in example.layout.places.items()}
+    kinds |= {f"{n} with gaps" for n, p in example.layout.places.items() if p.kind in ("pitched", "strided")}
     return kinds | {f"{n} int64" for n, p in example.layout.places.items() if p.dtype == "int64"}
 
 
@@ -118,8 +119,8 @@ def of_selection(example) -> set[str]:
 
 SELECTION = {
     "negative", "no keys", "fewer than topk", "topk exactly", "one more", "short beside long", "more than 4096", "topk 2048",
-    "one bin over 4096", "columns to spare", "full width", "spare", "topk 1", "shuffled", "left", "score far", "score pitched",
-    "score offset", "lengths strided", "lengths expanded", "no rows",
+    "one bin over 4096", "columns to spare", "full width", "spare", "topk 1", "shuffled", "left", "score far",
+    "score with gaps", "lengths strided", "lengths expanded", "no rows",
     *(f"scores {kind}" for kind in ("distinct", "rising", "falling", "relu", "one_bin", "ties", "equal", "zeros", "extremes",
                                     "minus_inf", "nan", "some_nan", "nan_signs")),
 }
@@ -131,7 +132,7 @@ SELECTION = {
 ])
 def test_selections_have_everything(name, output):
     seen = drawn(domain.of(CONTRACTS[name]), of_selection, BUDGET)
-    needed = SELECTION | {f"{output} {kind}" for kind in ("pitched", "strided", "offset")}
+    needed = SELECTION | {f"{output} with gaps"}
     needed |= {"odd width of one row"} if name == "fast_topk" else set()
     assert sorted(needed - set(seen)) == []
 
@@ -155,12 +156,13 @@ def test_paged_batches_are_decode_ragged_and_deceptive():
         sums = case.arguments()["cu_seqlens_q"] is not None
         return of_layout(example) | true(
             decode=not sums, one_row_each_with_sums=sums and len(counts) > 1 and set(counts) == {1},
-            ragged=len(set(counts)) > 1, empty_request=0 in counts, deceptive=sum(counts) == len(counts) and 0 in counts and not case.starts,
+            ragged=len(set(counts)) > 1, empty_request=0 in counts,
+            deceptive=sum(counts) == len(counts) and 0 in counts and not case.starts,
             many_requests=len(counts) > 64, table_to_spare=case.table_extra > 0)
 
     seen = drawn(domain.of(CONTRACTS["fast_topk_transform_paged"]), labels, BUDGET)
     needed = {"decode", "one row each with sums", "ragged", "empty request", "deceptive", "many requests", "table to spare",
-              "page_table far", "page_table pitched", "page_table strided"}
+              "page_table far", "page_table with gaps"}
     assert sorted(needed - set(seen)) == []
 
 
@@ -194,12 +196,13 @@ def test_index_transforms_have_everything(name):
                 by_token=case.expanded, by_request=not case.expanded, sums=case.sums, lengths_alone=not case.sums,
                 padding=case.padding > 0, more_output=bool(case.output_extra), empty_request=0 in extends,
                 no_tokens=bool(extends) and not sum(extends), ragged=len(set(extends)) > 1,
-                many_tokens=max(extends, default=0) > 16, many_requests=len(extends) > 64, table_rows_to_spare=case.table_spare > 0)
+                many_tokens=max(extends, default=0) > 16, many_requests=len(extends) > 64,
+                table_rows_to_spare=case.table_spare > 0)
         return has
 
     needed = {"minus one", "other negative", "same row for all", "table to spare", "full width", "spare", "all negative",
               "topk 2048", "topk 1", "topk 257", "page_table int64", "topk_indices int64", "page_table far",
-              "page_table pitched", "page_table strided", "topk_indices strided", "result pitched", "result strided"}
+              "page_table with gaps", "topk_indices with gaps", "result with gaps"}
     needed |= {"wide table"} if name == DECODE else {
         "by token", "by request", "sums", "lengths alone", "padding", "more output", "empty request", "no tokens", "ragged",
         "many tokens", "many requests", "table rows to spare", "cu_seqlens_q strided"}
@@ -218,6 +221,6 @@ def test_plain_index_maps_have_everything(name):
 
     own = {"far offset", "no offset", "different"} if name == "transform_index_ragged" else {
         "no padding", "padding", "more than a block"}
-    needed = own | {"spare", "no rows", "topk 2048", "topk 1", "topk_indices strided", "topk_indices pitched", "result strided"}
+    needed = own | {"spare", "no rows", "topk 2048", "topk 1", "topk_indices with gaps", "result with gaps"}
     seen = drawn(domain.of(CONTRACTS[name]), labels, BUDGET)
     assert sorted(needed - set(seen)) == []

@@ -5,7 +5,7 @@ import pytest
 from harness import lanes, registry
 from harness.campaign import PROFILES, Campaign
 from harness.differential import Example
-from measure import found_and_blamed
+from measure import shrunk_and_saved
 from oracles.seqlens import CuSeqlens
 from strategies import domain
 
@@ -40,7 +40,7 @@ SELFCHECK = {"off_by_one", "tail_written", "write_past_end", "write_input", "gap
     [pytest.param(*row, id=row[0], marks=[pytest.mark.selfcheck] * (row[0] in SELFCHECK)) for row in FOUND_BY_SEARCH],
 )
 def test_found_and_blamed(fault, transform, check, buffer, planted, tmp_path):
-    found_and_blamed(planted(fault), transform, check, buffer, tmp_path)
+    shrunk_and_saved(planted(fault), transform, check, buffer, tmp_path)
 
 
 def test_two_independent_faults_are_both_reported(planted, tmp_path):
