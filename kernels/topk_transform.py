@@ -1,6 +1,6 @@
 """Triton kernels of the topk_transform family: one launch each, the same result every time.
 
-Selection: one program per row finds the topk-th largest score by its bits, eleven at a time from the top (a histogram of the
+Selection: one program per row finds the topk-th largest score by its bits, eight at a time from the top (a histogram of the
 keys that agree so far, in a pass over the row each), then writes the keys above it and the first of those equal to it,
 in the order of their positions. So any number of ties is handled alike, and nothing is bounded by shared memory.
 """
@@ -13,6 +13,8 @@ from . import _checks as checks
 
 COPY, TABLE, OFFSET, PAGES = 0, 1, 2, 3  # what stands for a position: itself, its slot, its ragged position, its page's slot
 OWN_ROW, BY_SUMS = 0, 1  # whose row of the table: the token's own, or its request's by cu_seqlens_q
+# Lengths that only the host has are copied to the device.
+COST = {"transform_index_page_table_prefill": {"operations": ["aten.lift_fresh.default", "aten._to_copy.default"]}}
 SMALL = 64  # indices per row that a narrow block covers
 BLOCK_REQUESTS = 64
 # Without cu_seqlens_q the extend lengths are only on the host, and go to the device in a copy.
@@ -119,7 +121,7 @@ def transform_index_page_table_prefill(*, page_table, topk_indices, cu_seqlens_q
     if cu_seqlens_q is not None:
         inputs["cu_seqlens_q"] = (cu_seqlens_q, checks.INT32, (requests + 1,))
     _check(inputs, {"result": (result, checks.INT32, (rows, topk))}, topk_indices)
-    if cu_seqlens_q is None and not page_table_is_expanded:
+    if cu_seqlens_q is None and not page_table_is_expanded and rows and topk:
         ends = [0]
         for n in extend_lens_cpu:
             ends.append(ends[-1] + n)
@@ -224,21 +226,19 @@ def _fast_topk(score, lengths, row_starts, cu_seqlens_q, table, offsets, out, wi
         # The bits of the topk-th largest key, and how many keys equal to it are wanted.
         threshold = tl.zeros((), tl.uint32)
         wanted = topk
-        bins = tl.arange(0, 2048)
-        for digit in tl.static_range(3):
-            shift = 21 - 11 * digit if digit < 2 else 0
-            bits = 11 if digit < 2 else 10
-            counts = tl.zeros((2048,), tl.int32)
+        bins = tl.arange(0, 256)
+        for digit in tl.static_range(4):
+            counts = tl.zeros((256,), tl.int32)
             for start in range(0, length, BLOCK):
                 column = start + lanes
                 agrees = column < length
-                key = _key(tl.load(scores + column, mask=agrees, other=0.0)) >> shift
+                key = _key(tl.load(scores + column, mask=agrees, other=0.0)) >> (24 - 8 * digit)
                 if digit > 0:
-                    agrees = agrees & ((key >> bits) == threshold)
-                counts += tl.histogram((key & ((1 << bits) - 1)).to(tl.int32), 2048, mask=agrees)
+                    agrees = agrees & ((key >> 8) == threshold)
+                counts += tl.histogram((key & 255).to(tl.int32), 256, mask=agrees)
             above = tl.sum(counts, 0) - tl.cumsum(counts, 0)
             here = (above < wanted) & (above + counts >= wanted)
-            threshold = (threshold << bits) + tl.sum(tl.where(here, bins, 0), 0).to(tl.uint32)
+            threshold = (threshold << 8) + tl.sum(tl.where(here, bins, 0), 0).to(tl.uint32)
             wanted -= tl.sum(tl.where(here, above, 0), 0)
 
         written = tl.zeros((), tl.int32)
@@ -320,7 +320,7 @@ def _select(names, score, lengths, row_starts, out_name, out, topk, cu_seqlens_q
         score, lengths, starts, sums, slots, offsets, out, score.shape[1], topk, requests, slots.shape[1], page_size,
         score.stride(0), lengths.stride(0), starts.stride(0), sums.stride(0), slots.stride(0), slots.stride(1),
         offsets.stride(0), out.stride(0), out.stride(1), NAMES=names, OWNER=OWN_ROW if cu_seqlens_q is None else BY_SUMS,
-        HAS_STARTS=row_starts is not None, BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK=1024 if score.shape[1] <= 1024 else 4096,
+        HAS_STARTS=row_starts is not None, BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK=1024 if score.shape[1] <= 1024 else 2048,
         num_warps=4 if score.shape[1] <= 1024 else 8,
     )
 
