@@ -13,12 +13,10 @@ from . import _checks as checks
 
 COPY, TABLE, OFFSET, PAGES = 0, 1, 2, 3  # what stands for a position: itself, its slot, its ragged position, its page's slot
 OWN_ROW, BY_SUMS = 0, 1  # whose row of the table: the token's own, or its request's by cu_seqlens_q
-# Lengths that only the host has are copied to the device.
-COST = {"transform_index_page_table_prefill": {"operations": ["aten.lift_fresh.default", "aten._to_copy.default"]}}
 SMALL = 64  # indices per row that a narrow block covers
 BLOCK_REQUESTS = 64
 # Without cu_seqlens_q the extend lengths are only on the host, and go to the device in a copy.
-COST = {"transform_index_page_table_prefill": {"operations": ["aten._to_copy.default"], "waits": True}}
+COST = {"transform_index_page_table_prefill": {"operations": ["aten.lift_fresh.default", "aten._to_copy.default"], "waits": True}}
 
 
 @triton.jit

@@ -12,14 +12,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import differential, lanes, registry
+from harness.differential import Example
 from harness.states import Cells
 from harness.tensors import dense
 from oracles import mqa_logits
-from oracles.mqa_logits import MqaLogits, Query, Req, TopkPagedChunked, TopkRaggedChunked
+from oracles.mqa_logits import MqaLogits, Query, Req, TopkPagedChunked, TopkRaggedChunked, top_of
 from strategies import domain
 from strategies.mqa_logits import mqa_logits as logits_cases
 from strategies.mqa_logits import mqa_logits_chunk_plan, queries, topk_paged_chunked, topk_ragged_chunked
@@ -125,16 +126,33 @@ def test_a_prefill_that_need_not_be_chunked_is_one_chunk(case):
 
 
 def answer(case) -> list:
-    """The oracle's states and values; a judged row is recognised by the judge's verdict on the best keys."""
+    """The oracle's states and values, and which rows are judged."""
     cells = differential.expect(case.contract, case.arguments(), case.contract.rules())["topk_result"]
     return [cells.state.tolist(), cells.value.tolist(), [members.tolist() for members, _ in cells.judges]]
 
 
-@given(st.one_of(topk_ragged_chunked(), topk_paged_chunked()), st.integers(1, 12))
-def test_the_size_of_a_chunk_does_not_show(case, max_rows):
-    whole = max(len(case.rows), 1)
-    for size in {1, max_rows, max(whole - 1, 1), whole, whole + 1}:
-        assert answer(replace(case, max_rows=size)) == answer(replace(case, max_rows=whole))
+@given(st.one_of(topk_ragged_chunked(), topk_paged_chunked()))
+@settings(max_examples=8)
+def test_no_chunk_size_shows_in_what_the_kernels_select(session, case):
+    """The oracle knows no chunks, so every size is held against one answer."""
+    rows = len(case.rows)
+    for size in sorted({1, max(rows - 1, 1), max(rows, 1), rows + 1}):
+        assert differential.check(Example((replace(case, max_rows=size),)), session.worker("kernels"), {}) == []
+
+
+SCORES = st.lists(st.integers(-50, 50), min_size=3, max_size=12, unique=True)
+
+
+@given(SCORES, st.integers(1, 2), st.integers(-1000, 1000), st.randoms())
+def test_a_constant_on_top_changes_no_selection_and_permuted_keys_are_selected_permuted(scores, count, constant, random):
+    scores, names = np.array(scores, dtype=float), np.arange(len(scores)) + 100
+    best = names[np.argsort(-scores)[:count]]
+    order = list(range(len(scores)))
+    random.shuffle(order)
+    for judge in (top_of(scores, count, names), top_of(scores + constant, count, names),
+                  top_of(scores[order], count, names[order])):
+        assert judge.complaint(best) is None
+        assert "is not" in judge.complaint(names[np.argsort(-scores)[1 : count + 1]])
 
 
 @given(topk_ragged_chunked().filter(lambda c: all(r.length <= c.index_topk for r in c.rows)))
