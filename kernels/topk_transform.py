@@ -16,7 +16,8 @@ OWN_ROW, BY_SUMS = 0, 1  # whose row of the table: the token's own, or its reque
 SMALL = 64  # indices per row that a narrow block covers
 BLOCK_REQUESTS = 64
 # Without cu_seqlens_q the extend lengths are only on the host, and go to the device in a copy.
-COST = {"transform_index_page_table_prefill": {"operations": ["aten.lift_fresh.default", "aten._to_copy.default"], "waits": True}}
+COST = {"transform_index_page_table_prefill": {"operations": ["aten.lift_fresh.default", "aten._to_copy.default"],
+                                               "waits": True}}
 
 
 @triton.jit
