@@ -10,7 +10,7 @@ def _ends(lengths):
 
 def paged_mqa_schedule(*, context_lens, schedule, num_sms):
     """Search every SM's start among the ends of the rows."""
-    ends = _ends(context_lens.reshape(len(context_lens), -1)[:, -1] if context_lens.dim() == 2 else context_lens)
+    ends = _ends(context_lens[:, -1] if context_lens.dim() == 2 else context_lens)
     sm = torch.arange(num_sms + 1, device=ends.device)
     total = int(ends[-1]) if len(ends) else 0
     start = sm * (total // num_sms) + sm.clamp(max=total % num_sms)
