@@ -16,6 +16,7 @@ from .arena import DENSE_LIMIT, differences, image
 MARGIN = 1 << 16  # bytes beside a block in its slot that are compared as well
 CANARY = 0xA5
 LATE = 1_000_000  # clock cycles
+HUGE = 2 << 30  # larger plain allocations are not searched for stray bytes
 LARGE = 256 << 20  # calls that map more than this take turns on a GPU
 KINDS = {"CUDA_ERROR_ILLEGAL_ADDRESS": "illegal address", "CUDA_ERROR_MISALIGNED_ADDRESS": "misaligned address",
          "CUDA_ERROR_ASSERT": "device assert", "CUDA_ERROR_LAUNCH_FAILED": "launch failure",
@@ -342,10 +343,13 @@ class _Allocation:
         self._written.append((offset, offset + len(data)))
 
     def read(self) -> list[tuple[int, np.ndarray]]:
-        """Small blocks whole; of large ones the windows and every other byte that is no longer zero."""
+        """Small blocks whole; of large ones the windows and every other byte that is no longer zero; of those that fill a
+        card only the windows, since compute-sanitizer needs as much memory again."""
         if self.size <= DENSE_LIMIT:
             return [(0, self.tensor.cpu().numpy())]
         parts = [(lo, self.tensor[lo:hi].cpu().numpy()) for lo, hi in self._written]
+        if self.size > HUGE:
+            return parts
         for lo in range(0, self.size, 1 << 30):
             hi = min(self.size, lo + (1 << 30))
             rest = self.tensor[lo:hi].clone()
