@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from harness import hashing, registry
 from harness.differential import expect
 from harness.states import Cells, State
-from oracles.metadata import Decode, Req
+from harness.tensors import table
+from oracles import indexer, page_table, seqlens, topk_transform
+from oracles.metadata import Decode, DraftExtend, ExtendReq, Req
 from strategies import metadata as strategies
 
 DIM = 4
@@ -153,6 +155,101 @@ def test_sparse_attention_over_metadata_is_dense_attention(name):
 
     property()
     assert {"page 1", "page 64", "wide True", "wide False"} <= seen
+
+
+# -- an extend with prefixes: through the prefill families --------------------------------------------------------------
+
+
+def filled(transform, shape: tuple[int, ...], name: str, **given) -> np.ndarray:
+    """The values of one output of an oracle; every cell must have been written."""
+    out = Cells(shape)
+    transform(**given, **{name: out})
+    return written(out, ...)
+
+
+def extend_tables(case) -> dict:
+    """What an extend computes before attention: from lengths, slots and the request table alone."""
+    bs, rows = len(case.batch), case.rows()
+    seqs, extends = [r.seq_len for r in case.batch], [r.extend_len for r in case.batch]
+    lengths = dict(bs=bs, extend_seq_lens=extends)
+    wide = Cells((bs, max(seqs, default=0)))
+    page_table.gather_page_table(
+        req_to_token=case.req_to_token().view(), req_pool_indices=[r.slot for r in case.batch], cache_seqlens=seqs,
+        row_repeats=None, bs_idx=None, page_table_1=wide, bs=bs, total_rows=bs, draft_tokens=1, max_len=wide.shape[1],
+        variant={"tail": "strict"})
+    slots = table(wide.shape, {i: written(wide, (i, slice(0, n))) for i, n in enumerate(seqs)}).view()
+    pages = Cells((bs, -(-wide.shape[1] // case.page_size)))
+    page_table.real_page_table(page_table_1=np.where(wide.state == State.WRITTEN, wide.value, 0), real_page_table=pages,
+                               page_size=case.page_size, variant={})
+    sums = filled(seqlens.cu_seqlens, (bs + 1,), "cu_seqlens", seqlens=seqs, variant={})
+    ks, ke, owner = Cells((rows,)), Cells((rows,)), Cells((rows,))
+    indexer.indexer_k_start_end(**lengths, seq_lens=seqs, ks=ks, ke=ke, token_to_batch_idx=owner, total_len=rows, cp_size=1,
+                                cp_rank=0, variant={})
+    return {
+        "slots": slots, "pages": written(pages, ...),
+        "ragged": filled(page_table.page_table_1_flattened, (sum(seqs),), "page_table_1_flattened", page_table_1=slots,
+                         seq_lens=seqs, bs=bs, max_len=wide.shape[1], total_len=sum(seqs), variant={}),
+        "offset": filled(page_table.topk_indices_offset, (rows,), "topk_indices_offset", **lengths, cu_seqlens_k=sums,
+                         total_len=rows, variant={}),
+        "expanded": filled(seqlens.seqlens_expand, (rows,), "seqlens_expanded", extend_seq_lens=extends, seq_lens=seqs,
+                           total_len=rows, max_q_len=max(extends, default=0), variant={"clamp": "zero"}),
+        "ks": written(ks, ...), "ke": written(ke, ...), "owner": written(owner, ...), "extends": extends,
+    }
+
+
+def extend_attention(case, tables: dict) -> dict[str, list[np.ndarray]]:
+    """Attention of every query token by each way to its keys: slots of its request, places in the ragged keys, pages."""
+    rows, topk = case.rows(), case.index_topk
+    best = np.full((rows, topk), -1)
+    for row in range(rows):
+        seen = tables["ragged"][tables["ks"][row] : tables["ke"][row]]
+        if len(seen) != tables["expanded"][row]:
+            raise Misled(f"row {row} has {len(seen)} keys in the ragged batch, and sees {tables['expanded'][row]}")
+        order = np.sort(np.argsort(-scores(row, seen), kind="stable")[:topk])
+        best[row, : len(order)] = order
+    paged = filled(topk_transform.transform_index_page_table_prefill, (rows, topk), "result", page_table=tables["slots"],
+                   topk_indices=best, cu_seqlens_q=None, extend_lens_cpu=tables["extends"], output_num_tokens=None,
+                   page_table_is_expanded=False, variant={})
+    ragged = filled(topk_transform.transform_index_ragged, (rows, topk), "result", topk_indices=best,
+                    topk_indices_offset=tables["offset"], variant={})
+    if rows and ragged.max() >= len(tables["ragged"]):
+        raise Misled(f"there are {len(tables['ragged'])} ragged keys, and {ragged.max()} is read")
+    real = tables["pages"][tables["owner"][:, None], best // case.page_size] * case.page_size + best % case.page_size
+    ways = {"paged": paged, "ragged": np.append(tables["ragged"], -1)[ragged], "real": np.where(best < 0, -1, real)}
+    return {way: [attention(row, found[row][found[row] >= 0]) for row in range(rows)] for way, found in ways.items()}
+
+
+def extends() -> st.SearchStrategy:
+    """Prefixes and fresh prompts, requests without new tokens; whole pages, so that a page number says where a slot is."""
+    def fit(case, page_size, topk):
+        requests = tuple(replace(r, seq_len=max(r.seq_len % 200, r.extend_len)) for r in case.requests)
+        return replace(case, requests=requests, repeat=1, backends=1, aligned=True, page_size=page_size, index_topk=topk,
+                       max_extra=0, extend_extra=0)
+
+    return st.builds(fit, strategies.draft_extend_metadata(), st.sampled_from((1, 64)), st.sampled_from((4, 64, 1)))
+
+
+def extends_agree(case, tables) -> bool:
+    try:
+        ways = extend_attention(case, tables)
+    except Misled:
+        return False
+    reference = dense(case)
+    return all(len(found) == len(reference) and all(np.allclose(x, y, rtol=0, atol=1e-12) for x, y in zip(found, reference))
+               for found in ways.values())
+
+
+@given(extends())
+def test_an_extend_attends_alike_by_slots_by_ragged_places_and_by_pages(case):
+    assert extends_agree(case, extend_tables(case))
+
+
+@pytest.mark.parametrize("fault", ["ks", "ke", "offset", "owner", "expanded", "ragged", "pages"])
+def test_an_extend_notices_a_table_that_is_wrong(fault):
+    case = DraftExtend((ExtendReq(1, 70, 3), ExtendReq(2, 9, 2)), index_topk=4, page_size=64)
+    tables = extend_tables(case)
+    tables[fault] = np.roll(tables[fault], 1, axis=0) if fault in ("owner", "ragged", "pages", "offset") else tables[fault] - 1
+    assert not extends_agree(case, tables)
 
 
 WRONG = {
