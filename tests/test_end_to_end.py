@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import hashing, registry
@@ -239,6 +239,7 @@ def extends_agree(case, tables) -> bool:
                for found in ways.values())
 
 
+@settings(max_examples=40)
 @given(extends())
 def test_an_extend_attends_alike_by_slots_by_ragged_places_and_by_pages(case):
     assert extends_agree(case, extend_tables(case))
