@@ -35,3 +35,13 @@ def poison(seed: int, name: str, index: np.ndarray, dtype: np.dtype) -> np.ndarr
     if dtype.kind == "b":
         raw = raw & 1
     return np.ascontiguousarray(raw).view(dtype).reshape(-1)
+
+
+def kv_slots(content: int, owner: int, count: int, page_size: int = 1, aligned: bool = True) -> np.ndarray:
+    """KV slots of the first `count` tokens of an owner: pages anywhere, the tokens of a page side by side, or with
+    `aligned` off every token anywhere."""
+    position = np.arange(count)
+    if not aligned:
+        return (cells(content, f"token {owner}", position) % np.uint64(2**31)).astype(np.int64)
+    pages = cells(content, f"page {owner}", position // page_size) % np.uint64(2**31 // page_size)
+    return pages.astype(np.int64) * page_size + position % page_size

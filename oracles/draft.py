@@ -22,8 +22,9 @@ import numpy as np
 
 from harness import hashing
 from harness.contract import ANY_STRIDES, INT, INT32, ROWS_STRIDED, UNIT_STRIDE, Arg, Case, Contract, Precondition, Role, Scalar
+from harness.hashing import kv_slots
 from harness.tensors import Input, Output, Region, Span, table, vector
-from oracles.kv_indices import FAR_ROWS, branch_start, first_request, kv_slots, slots_exist
+from oracles.kv_indices import FAR_ROWS, branch_start, first_request, slots_exist
 
 
 def new_slots(content: int, count: int) -> np.ndarray:

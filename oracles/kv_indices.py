@@ -15,24 +15,12 @@ stays as it was. Sizes that only the device knows are "0" in a shape; a precondi
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-
-from harness import hashing
 from harness.contract import (ANY_STRIDES, INT, INT32, ROWS_STRIDED, UNIT_STRIDE, Arg, Case, Contract, Kind, Precondition,
                               Role, Scalar)
+from harness.hashing import kv_slots
 from harness.tensors import Input, Output, table, vector
 
 FAR_ROWS = (*ROWS_STRIDED, "far")
-
-
-def kv_slots(content: int, owner: int, count: int, page_size: int = 1, aligned: bool = True) -> np.ndarray:
-    """KV slots of the first `count` tokens of an owner; with `aligned`, the tokens of a page lie together in one page."""
-    position = np.arange(count)
-    if not aligned:
-        return (hashing.cells(content, f"token {owner}", position) % np.uint64(2**31)).astype(np.int64)
-    pages = hashing.cells(content, f"page {owner}", position // page_size)
-    page = (pages % np.uint64(2**31 // page_size)).astype(np.int64)
-    return page * page_size + position % page_size
 
 
 @dataclass(frozen=True)

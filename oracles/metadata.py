@@ -140,13 +140,7 @@ class _Metadata(Case):
 
     def tokens(self, slot: int, count: int) -> np.ndarray:
         """KV slots of the first `count` tokens of the request in row `slot`."""
-        owner = 0 if self.shared else slot + 1
-        position = np.arange(count)
-        if self.aligned:
-            pages = hashing.cells(self.content, f"page {owner}", position // self.page_size)
-            page = (pages % np.uint64(2**31 // self.page_size)).astype(np.int64)
-            return page * self.page_size + position % self.page_size
-        return (hashing.cells(self.content, f"token {owner}", position) % np.uint64(2**31)).astype(np.int64)
+        return hashing.kv_slots(self.content, 0 if self.shared else slot + 1, count, self.page_size, self.aligned)
 
     def owner(self, row: int) -> int | None:
         """The request of a row, or None past the batch."""

@@ -419,11 +419,7 @@ class _Tables(Case):
 
     def tokens(self, slot: int, count: int) -> np.ndarray:
         """KV slots of the first `count` tokens of the request in row `slot`."""
-        owner, position = (0 if self.shared else slot + 1), np.arange(count)
-        if not self.aligned:
-            return (hashing.cells(self.content, f"token {owner}", position) % np.uint64(2**31)).astype(np.int64)
-        pages = hashing.cells(self.content, f"page {owner}", position // self.page_size) % np.uint64(2**31 // self.page_size)
-        return pages.astype(np.int64) * self.page_size + position % self.page_size
+        return hashing.kv_slots(self.content, 0 if self.shared else slot + 1, count, self.page_size, self.aligned)
 
     def meaning(self, name: str, index: tuple[int, ...]) -> str:
         base, i, bs = name.split("[")[0], index[0], len(self.batch)

@@ -21,16 +21,10 @@ import numpy as np
 from harness import hashing
 from harness.contract import (ANY_STRIDES, INT, INT32, ROWS_STRIDED, Arg, Case, Contract, Kind, Precondition, Role, Scalar,
                               Variant)
+from harness.hashing import kv_slots
 from harness.tensors import Input, Output, Region, Span, table, vector
 
 FAR_ROWS = (*ROWS_STRIDED, "far")
-
-
-def kv_slots(content: int, owner: int, count: int, page_size: int = 1) -> np.ndarray:
-    """KV slots of the first `count` tokens of a request: pages anywhere, the tokens of a page side by side."""
-    position = np.arange(count)
-    pages = hashing.cells(content, f"page {owner}", position // page_size) % np.uint64(2**31 // page_size)
-    return pages.astype(np.int64) * page_size + position % page_size
 
 
 # -- gather_page_table --------------------------------------------------------------------------------------------------

@@ -171,6 +171,13 @@ def write_past_end(*, seqlens, cu_seqlens):
     _touch[(1,)](cu_seqlens, len(cu_seqlens), MODE=1)
 
 
+def launches_twice(*, seqlens, cu_seqlens):
+    """Right, in two launches."""
+    _sum(seqlens, cu_seqlens)
+    for _ in range(2):
+        _touch[(1,)](cu_seqlens, 0, MODE=3)
+
+
 def jump(*, seqlens, cu_seqlens):
     """A store that reaches the other tensor."""
     _sum(seqlens, cu_seqlens)

@@ -10,7 +10,8 @@ from harness import devices, registry
 from harness import layout as layouts
 from harness.client import Worker, WorkerOptions
 from harness.contract import Kind
-from harness.differential import wire_arguments
+from harness.differential import Example, wire_arguments
+from oracles.seqlens import CuSeqlens
 from strategies import domain
 
 BUFFERS = [n for n, c in registry.contracts().items() if c.kind is Kind.BUFFER]
@@ -29,7 +30,7 @@ def cost(worker, example) -> dict:
     case = example.steps[0]
     placed = layouts.place(case.contract, case.arguments(), example.layout, example.seed, 0)
     memory, blobs = placed.request()
-    waits = worker.describe[case.contract.name]["cost"].get("waits")
+    waits = worker.describe[case.contract.name].get("cost", {}).get("waits")
     header = {"family": case.contract.family, "transform": case.contract.name, "order": 0, "rules": [],
               "count": "waiting" if waits else "strictly",
               "steps": [{"memory": memory, "arguments": wire_arguments(placed.arguments)}]}
@@ -47,8 +48,6 @@ def test_a_call_costs_what_the_kernel_claims(name, worker):
     @settings(max_examples=40, phases=[Phase.generate])
     @given(domain.of(registry.contracts()[name]))
     def count(example):
-        if worker.describe[name]["selective"]:
-            return
         spent = cost(worker, example)
         seen[f"{spent['launches']} launches"] += 1
         seen["calls"] += 1
@@ -60,10 +59,9 @@ def test_a_call_costs_what_the_kernel_claims(name, worker):
 
 
 @pytest.mark.skipif(not devices.gpus(), reason="no GPU is visible here; only a GPU compiles")
+@pytest.mark.parametrize("worker", ["cuda"], indirect=True)
 @pytest.mark.parametrize("name", BUFFERS)
 def test_nothing_is_compiled_once_warm(name, worker):
-    if worker.options.device == "cpu":
-        return
     compiled: list[int] = []
 
     @settings(max_examples=80, phases=[Phase.generate])
@@ -75,3 +73,10 @@ def test_nothing_is_compiled_once_warm(name, worker):
     count()
     assert sum(compiled[len(compiled) // 2 :]) == 0
     assert sum(compiled) <= worker.describe[name]["cost"].get("variants", 64)
+
+
+def test_torch_operations_and_launches_are_counted(planted):
+    """What the tests above would see of a kernel that allocates, or launches twice."""
+    example = Example((CuSeqlens((3, 5)),))
+    assert any("cumsum" in name for name in cost(planted("honest_sum"), example)["operations"])
+    assert [cost(planted(name), example)["launches"] for name in ("honest_sum", "launches_twice")] == [0, 2]

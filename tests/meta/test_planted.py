@@ -7,7 +7,7 @@ from harness.campaign import PROFILES, Campaign
 from harness.differential import Example
 from measure import shrunk_and_saved
 from oracles.seqlens import CuSeqlens
-from strategies import domain
+from strategies import domain, sessions
 
 FOUND_BY_SEARCH = [
     ("off_by_one", "seqlens_expand", "states", "seqlens_expanded"),
@@ -88,3 +88,38 @@ def test_a_wrong_call_that_is_accepted_or_refused_late_is_a_failure(planted):
     for fault in ("honest_sum", "raises"):
         with pytest.raises(pytest.fail.Exception, match="was not refused cleanly"):
             lanes.refusals(Session(fault), "planted", CuSeqlens((3, 5)))
+
+
+class LeavesOutAChangeOfMode:
+    """A worker of honest kernels, except that a decode right after another mode is said to have been done and was not."""
+
+    def __init__(self, worker):
+        self._worker, self._last = worker, "decode_metadata"
+        self.options, self.versions, self.limits, self.tier = worker.options, worker.versions, worker.limits, worker.tier
+        self.describe = worker.describe
+
+    def run(self, header, blobs):
+        reply, data = self._worker.run(header, blobs)
+        changed_mode = header["transform"] == "decode_metadata" != self._last
+        self._last = header["transform"]
+        if changed_mode:
+            reply["steps"][0]["changes"], data = [], []
+        return reply, data
+
+
+def test_serving_sessions_see_what_goes_wrong_at_a_change_of_mode(session):
+    class Session:
+        def __init__(self, worker):
+            self.profile, self.worker, self.rules = session.profile, lambda subject: worker, session.rules
+
+    def unrecorded(name, value):
+        """These verdicts are not the run's."""
+
+    eager = session.worker("eager")
+    modes = ["decode_metadata", "target_verify_metadata", "draft_extend_metadata"]
+    lanes.serving(Session(eager), "eager", modes, sessions.serving(), unrecorded)
+    decode = Campaign(registry.contracts()["decode_metadata"], LeavesOutAChangeOfMode(eager), session.rules("eager", modes[0]),
+                      domain.of(registry.contracts()["decode_metadata"]), PROFILES["quick"])
+    assert decode.run().verdict == "PASS"
+    with pytest.raises(pytest.fail.Exception, match="was not written"):
+        lanes.serving(Session(LeavesOutAChangeOfMode(eager)), "eager", modes, sessions.serving(), unrecorded)

@@ -4,7 +4,8 @@ import xml.etree.ElementTree as xml
 
 import pytest
 
-from harness import devices, registry, sanitize
+from ci import sanitizer as sanitize
+from harness import devices, registry
 from harness.client import Worker, WorkerOptions
 
 
