@@ -11,6 +11,8 @@ FLOAT32 = (torch.float32,)
 COPIED = (torch.bfloat16, torch.float32, torch.float16)
 BLOCK_TOKENS, BLOCK_HEADS, BLOCK_HIDDEN = 16, 16, 128
 IN_REGISTERS = 2048  # elements of overlapping views that one program holds at a time
+# Larger overlapping views are copied aside first.
+COST = {"update_rope_guarded": {"operations": ["aten.clone.default"]}}
 
 
 @triton.jit(do_not_specialize=["tokens", "hidden", "heads", "x_stride_0", "x_stride_1", "weight_stride_0", "weight_stride_1",
