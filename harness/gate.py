@@ -1,6 +1,8 @@
-"""`ci/gate`: planted faults first, then every transform of every subject. Exit 0 clean, 1 a finding, 2 it could not run.
+"""`ci/gate`: planted faults and the museum of real bugs first, then every transform of every subject. Exit 0 clean, 1 a
+finding, 2 it could not run.
 
-The lanes are pytest tests with the mark `gate`, so a red gate can be taken apart with `pytest -m gate -k ...`.
+The lanes are pytest tests with the mark `gate`, so a red gate can be taken apart with `pytest -m gate -k ...`. With --museum
+the gate measures itself instead: `tests/museum/run.py`, a program of its own, has the rest of the command line.
 """
 
 import argparse
@@ -25,16 +27,25 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--require-gpu", action="store_true", help="exit 2 where there is no GPU")
     parser.add_argument("--report", type=Path, default=ROOT / "report", help="where junit.xml, summary.md and verdicts.json go")
     parser.add_argument("-n", dest="workers", default="auto", help="parallel test processes (default: auto)")
+    parser.add_argument("--museum", action="store_true",
+                        help="measure the suite on real bugs instead: [--seeds N] [ID...], see --museum --help")
     return parser
 
 
 def main(given: list[str] | None = None) -> int:
+    given = sys.argv[1:] if given is None else given
+    if "--museum" in given:
+        return _museum(*(word for word in given if word != "--museum"))
     options = arguments().parse_args(given)
     common = [sys.executable, "-m", "pytest", "-q", "-n", options.workers, "--dist=worksteal", f"--device={options.device}"]
     common += ["--require-gpu"] if options.require_gpu else []
     print("self-check: the planted faults", flush=True)
     if subprocess.run([*common, "-m", "selfcheck", "tests/meta"], cwd=ROOT).returncode != 0:
         print("ci/gate: a planted fault was not seen; this gate proves nothing")
+        return 2
+    print("self-check: the museum of real bugs, one seed", flush=True)
+    if _museum("--in-a-gate", *(["-n", options.workers] if options.workers.isdigit() else [])) != 0:
+        print("ci/gate: a real bug was not seen, or its clean twin was not clean; this gate is blind")
         return 2
     verdicts = options.report / "verdicts.json"
     verdicts.unlink(missing_ok=True)
@@ -44,6 +55,10 @@ def main(given: list[str] | None = None) -> int:
     command += [f"--subject-path={p}" for p in options.subject_path] + [f"--variant={v}" for v in options.variant]
     command += [f"--subject-python={options.subject_python}"] if options.subject_python else []
     return _conclude(subprocess.run(command, cwd=ROOT).returncode, verdicts)
+
+
+def _museum(*words: str) -> int:
+    return subprocess.run([sys.executable, "-m", "tests.museum.run", *words], cwd=ROOT).returncode
 
 
 def _conclude(status: int, verdicts: Path) -> int:
