@@ -51,8 +51,8 @@ IN_A_GATE = Plan(seeds=3, twin_examples=4, short=True)
 # -- one exhibit ----------------------------------------------------------------------------------------------------------
 
 
-class Caught(BaseException):
-    """Ends a search; no error of the suite, which Hypothesis would try again."""
+class _Over(BaseException):
+    """Ends a search: something is found, or the budget is spent. Hypothesis would try an ordinary exception again."""
 
 
 class _Bug(AssertionError):
@@ -112,7 +112,9 @@ def search(exhibit: Exhibit, counted: int, seed: int, visit, phases=(Phase.gener
     def one(example: Example) -> None:
         nonlocal many
         key = repr((example.steps, example.layout, example.seed))
-        if not shrinking and (many >= counted or key in seen):
+        if not shrinking and many >= counted:
+            raise _Over
+        if not shrinking and key in seen:
             return
         seen.add(key)
         many += max(case.batch_size() for case in example.steps) >= 2
@@ -131,11 +133,11 @@ def hunt(room: Room, exhibit: Exhibit, seed: int) -> Hunt:
         found = room.caught(exhibit, example)
         if found:
             result.kind = " ".join(found.kind)
-            raise Caught
+            raise _Over
 
     try:
         search(exhibit, budget(exhibit, BUDGET), seed, visit)
-    except Caught:
+    except _Over:
         pass
     result.seconds = time.monotonic() - started
     return result
@@ -149,11 +151,11 @@ def twin(room: Room, exhibit: Exhibit, counted: int) -> str:
         found = room.judge(exhibit, f"{exhibit.id}_clean", example)
         if found:
             complaints.append(f"{found[0].sentence} on {example!r}")
-            raise Caught
+            raise _Over
 
     try:
         search(exhibit, budget(exhibit, counted), 0, visit)
-    except Caught:
+    except _Over:
         pass
     return next(iter(complaints), "")
 
