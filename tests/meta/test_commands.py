@@ -31,7 +31,7 @@ WRONG = RIGHT.format(fault=" + (i > 0)")
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PLUMBLINE"))}
     return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=170)
+                          timeout=400)
 
 
 @pytest.fixture

@@ -40,17 +40,18 @@ class Result:
 
 
 def complaints(results: list[Result], golden: dict | None) -> list[str]:
-    """What makes a gate blind: an exhibit that no seed finds, a twin that is not clean, a case that shrinks otherwise."""
+    """What makes a gate blind: an exhibit that no seed finds, a twin that is not clean, a case that shrinks less."""
     found = [f"{r.id}: not caught" for r in results if not r.caught()]
     found += [f"{r.id}: its clean twin is not clean: {r.twin}" for r in results if r.twin]
     for r in results if golden else ():
-        if r.shrunk and golden.get(r.id) != r.shrunk:
-            found.append(f"{r.id}: shrinks to {r.shrunk}, and golden.json has {golden.get(r.id)}")
+        if r.shrunk and r.requests > golden[r.id]["requests"]:
+            found.append(f"{r.id}: shrinks to {r.shrunk}, and golden.json has {golden[r.id]['case']}")
     return found
 
 
 def golden_cases() -> dict | None:
-    """The shrunk cases on record, if this Hypothesis made them; another shrinks otherwise."""
+    """The shrunk cases on record, if this Hypothesis made them. Only their size binds: which of several smallest cases is found
+    depends on what a process has drawn before."""
     record = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     return record["cases"] if record.get("hypothesis") == hypothesis.__version__ else None
 
@@ -120,5 +121,5 @@ def _row(result: Result, bug: Bug, exhibit: Exhibit) -> str:
 def write(results: list[Result]) -> None:
     """docs/museum.md and golden.json."""
     PAGE.write_text(page(results))
-    cases = {r.id: r.shrunk for r in results}
+    cases = {r.id: {"requests": r.requests, "case": r.shrunk} for r in results}
     GOLDEN.write_text(json.dumps({"hypothesis": hypothesis.__version__, "cases": cases}, indent=1) + "\n")

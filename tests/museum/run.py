@@ -4,7 +4,7 @@
 
 Strategies, checks and budgets are the gate's own; no exhibit has any of its own. Every exhibit is hunted with every seed until
 a finding of its declared kind, its clean twin must pass a quick profile's worth of examples, and the case found with seed 0 is
-shrunk and compared with `golden.json`. Exit 0: all caught, all twins clean, all shrunk cases as before; else 2.
+shrunk and compared with `golden.json`. Exit 0: all caught, all twins clean, no shrunk case of more requests; else 2.
 """
 
 import argparse
