@@ -24,7 +24,7 @@ def states(placed: Placed, observed: Observed, expected: dict[str, Cells], case)
 
 
 def _wrong_cells(placed: Placed, observed: Observed, name: str, cells: Cells) -> tuple[np.ndarray, list[Found]]:
-    before, after = _whole(placed, name, None), _whole(placed, name, observed)
+    before, after = whole(placed, name, None), whole(placed, name, observed)
     view = placed.views[name]
     state, value = cells.state.reshape(-1), floats.rounded(cells.value.reshape(-1), view.name)
     meant = floats.decode(after, view.name)
@@ -36,6 +36,11 @@ def _wrong_cells(placed: Placed, observed: Observed, name: str, cells: Cells) ->
             cell = cell_name(view, int(members[0]))
             found.append(Found("states", base_name(name), f"{name}{cell} and the cells judged with it: {complaint}"))
     return np.flatnonzero(wrong), found
+
+
+def differing(placed: Placed, observed: Observed, name: str, cells: Cells) -> np.ndarray:
+    """The flat indices of the cells that are not as the oracle states; judged cells are not among them."""
+    return _wrong_cells(placed, observed, name, cells)[0]
 
 
 def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -50,7 +55,7 @@ def _differs_bytes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             != np.ascontiguousarray(b).view(np.uint8).reshape(-1, size)).any(axis=1)
 
 
-def _whole(placed: Placed, name: str, observed: Observed | None) -> np.ndarray:
+def whole(placed: Placed, name: str, observed: Observed | None) -> np.ndarray:
     """The bits of all cells of an output, in logical order."""
     runs = placed.cells(name, observed.windows if observed else None)
     parts = [runs[start] for start in sorted(runs)]
@@ -58,7 +63,7 @@ def _whole(placed: Placed, name: str, observed: Observed | None) -> np.ndarray:
 
 
 def _describe_cells(placed, observed, name, cells: Cells, wrong: np.ndarray, case) -> Found:
-    before, after = _whole(placed, name, None), _whole(placed, name, observed)
+    before, after = whole(placed, name, None), whole(placed, name, observed)
     view = placed.views[name]
     was, now = floats.decode(before, view.name), floats.decode(after, view.name)
     rows = []
@@ -143,8 +148,8 @@ def interference(first: tuple[Placed, Observed], second: tuple[Placed, Observed]
     found = []
     for name, cells in expected.items():
         view = first[0].views[name]
-        bits, prior_bits = _whole(second[0], name, second[1]), _whole(second[0], name, None)
-        a, b, prior = (floats.decode(x, view.name) for x in (_whole(first[0], name, first[1]), bits, prior_bits))
+        bits, prior_bits = whole(second[0], name, second[1]), whole(second[0], name, None)
+        a, b, prior = (floats.decode(x, view.name) for x in (whole(first[0], name, first[1]), bits, prior_bits))
         state = cells.state.reshape(-1)
         moved = (state == State.WRITTEN) & _differs(a, b)
         touched = (state == State.UNTOUCHED) & _differs_bytes(bits, prior_bits)

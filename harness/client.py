@@ -275,5 +275,12 @@ class Inline:
     def run(self, header: dict, blobs: list) -> tuple[dict, list]:
         return self._runner.run(header, [memoryview(b) for b in blobs])
 
+    def stop_in_calls(self) -> None:
+        """Stop in pdb on the first line of the subject's function, each time it is called."""
+        import pdb
+
+        find = self._runner.subject.function
+        self._runner.subject.function = lambda family, name: lambda **given: pdb.runcall(find(family, name), **given)
+
     def close(self) -> None:
         """Nothing to end."""
