@@ -1,5 +1,6 @@
 """Find or make a Python that can run the suite. Standard library only: a fresh machine has nothing else."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -44,6 +45,8 @@ def python() -> str:
     return inside
 
 
-def run(*arguments: str) -> int:
-    """Run the suite's Python with `arguments`; returns its exit status."""
-    return subprocess.run([python(), *arguments], cwd=ROOT).returncode
+def run(*arguments: str) -> None:
+    """Become the suite's Python with `arguments`, in the caller's folder: paths are the caller's, and so is Ctrl-C."""
+    inside = python()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.execv(inside, [inside, "-P", *arguments])

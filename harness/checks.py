@@ -5,11 +5,12 @@ import numpy as np
 
 from harness import floats
 from harness.contract import Role, base_name
-from harness.findings import Difference, Found
+from harness.findings import Difference, Found, Picture
 from harness.layout import Observed, Placed, View
 from harness.states import Cells, State
 
 MOST_DIFFERENCES = 6
+CROP = (10, 16)  # rows and columns of a picture
 
 
 def states(placed: Placed, observed: Observed, expected: dict[str, Cells], case) -> list[Found]:
@@ -83,7 +84,28 @@ def _describe_cells(placed, observed, name, cells: Cells, wrong: np.ndarray, cas
         sentence = f"{where} is {first.actual}, and must be {first.expected}{because}"
     if len(wrong) > 1:
         sentence += f" (and {len(wrong) - 1} more cells)"
-    return Found("states", base_name(name), sentence, tuple(rows))
+    return Found("states", base_name(name), sentence, tuple(rows), picture=_picture(name, cells, view, was, now, wrong))
+
+
+def _picture(name: str, cells: Cells, view: View, was: np.ndarray, now: np.ndarray, wrong: np.ndarray) -> Picture:
+    """A crop of the output with its first wrong cell in it; all but the last dimension are rows."""
+    columns = max(view.shape[-1], 1)
+    rows = len(now) // columns
+    row, column = divmod(int(wrong[0]), columns)
+    top, left = (max(0, min(at - size // 3, n - size)) for at, n, size in ((row, rows, CROP[0]), (column, columns, CROP[1])))
+    flat = np.arange(len(now)).reshape(rows, columns)[top : top + CROP[0], left : left + CROP[1]]
+    states, values = cells.state.reshape(-1), floats.rounded(cells.value.reshape(-1), view.name)
+
+    def must(k: int) -> str:
+        return {State.WRITTEN: str(values[k]), State.UNTOUCHED: str(was[k]), State.JUDGED: "rule"}.get(State(states[k]), "any")
+
+    bad = np.isin(flat, wrong)
+    return Picture(name, top, left, _text(flat, must), _text(flat, lambda k: str(now[k])),
+                   _text(flat, lambda k: State(states[k]).name), tuple((int(r), int(c)) for r, c in zip(*np.nonzero(bad))))
+
+
+def _text(flat: np.ndarray, say) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(say(k) for k in row) for row in flat.tolist())
 
 
 def cell_name(view: View, flat: int) -> str:
@@ -181,9 +203,10 @@ def _memory_finding(placed: Placed, f: dict) -> Found:
     program = "({}, {}, {})".format(*f["program"])
     by = f"; program {program} at {f['where']}" if f["where"] else ""
     if f["rule"] == "grid":
-        return Found("memory", "grid", f"launch with the grid {f['detail']}, which hardware refuses{by}")
+        return Found("memory", "grid", f"launch with the grid {f['detail']}, which hardware refuses{by}", where=f["where"])
     if f["block"] is None or f["block"] >= len(placed.sizes):
-        return Found("memory", f"{f['rule']} nowhere", f"{_VERB[f['rule']]} an address that belongs to no tensor{by}")
+        return Found("memory", f"{f['rule']} nowhere", f"{_VERB[f['rule']]} an address that belongs to no tensor{by}",
+                     where=f["where"])
     name = _tensor_at(placed, f["block"])
     view = placed.views[name]
     sentence = f"{_VERB[f['rule']]} {name}{position(view, f['byte'])}"
@@ -191,4 +214,4 @@ def _memory_finding(placed: Placed, f: dict) -> Found:
         sentence += ", a cell of no request in the batch"
     if f["rule"] == "race":
         sentence += ", which another program of the same launch changes or reads in no defined order"
-    return Found("memory", f"{base_name(name)} {f['rule']}", sentence + by)
+    return Found("memory", f"{base_name(name)} {f['rule']}", sentence + by, where=f["where"])

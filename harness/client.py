@@ -28,6 +28,15 @@ class UsageError(Exception):
     """The user asked for something that cannot be: one line, exit 2."""
 
 
+def subject_name(spec: str) -> str:
+    """A subject as case files name it: a file inside this checkout relative to its root, so that its cases replay in any
+    other checkout; another file by its full path; anything else as it is."""
+    if not spec.endswith(".py"):
+        return spec
+    path = Path(spec).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 @dataclass(frozen=True)
 class Fault:
     """The worker did not survive a call: a signal, an exit, or a hang, and in which phase."""
@@ -67,7 +76,7 @@ class Worker:
     def __init__(self, options: WorkerOptions, contracts):
         self.options = options
         self.limits = Limits(options.run_limit)
-        self._contracts = [[c.family, c.name] for c in contracts]
+        self._contracts = [[c.family, c.name, c.names] for c in contracts]
         self._log = tempfile.TemporaryFile(mode="w+")
         self._channel: socket.socket | None = None
         self._pid = 0
@@ -256,11 +265,11 @@ class Inline:
         sys.path[:0] = options.paths
         try:
             loaded = subject.Subject(options.subject, ROOT)
+            self.describe = {c.name: loaded.describe(c.family, c.name, c.names) for c in contracts}
         except subject.SubjectError as error:
             raise UsageError(str(error)) from None
         self._runner = runner.Runner(loaded, options.device, options.guards)
         self.tier = self._runner.memory.guards
-        self.describe = {c.name: loaded.describe(c.family, c.name) for c in contracts}
         import numpy
         import torch
         import triton

@@ -177,7 +177,7 @@ def _inspect(placed, observed, reply: dict, step: Step, options: CheckOptions) -
 
 
 def _at(found: Found, step: int) -> Found:
-    return found if step == 0 else Found(found.check, found.buffer, f"step {step}: {found.sentence}", found.differences, step)
+    return found if step == 0 else replace(found, sentence=f"step {step}: {found.sentence}", step=step)
 
 
 def _raised(error: dict, step: int, wrote: str) -> Found:

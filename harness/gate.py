@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness import devices
 from harness.campaign import PROFILES
-from harness.client import ROOT
+from harness.client import ROOT, subject_name
 from harness.verdicts import Row, exit_code
 
 
@@ -23,27 +24,59 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--variant", action="append", default=[], help="CONTRACT:RULE=CHOICE, over what the subject declares")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--require-gpu", action="store_true", help="exit 2 where there is no GPU")
-    parser.add_argument("--report", type=Path, default=ROOT / "report", help="where junit.xml, summary.md and verdicts.json go")
+    parser.add_argument("--report", type=Path, default=ROOT / "report",
+                        help="where index.html, summary.md, junit.xml and verdicts.json go (default: report/ beside ci/)")
     parser.add_argument("-n", dest="workers", default="auto", help="parallel test processes (default: auto)")
     return parser
 
 
 def main(given: list[str] | None = None) -> int:
     options = arguments().parse_args(given)
-    common = [sys.executable, "-m", "pytest", "-q", "-n", options.workers, "--dist=worksteal", f"--device={options.device}"]
+    options.report = options.report.resolve()
+    options.subject = [subject_name(s) for s in options.subject or ("kernels", "eager")]
+    wrong = _impossible(options)
+    if wrong:
+        print(f"ci/gate: {wrong}")
+        return 2
+    common = [sys.executable, "-m", "pytest", "-q", "--progress", "-n", options.workers, "--dist=worksteal",
+              f"--device={options.device}"]
     common += ["--require-gpu"] if options.require_gpu else []
     print("self-check: the planted faults", flush=True)
-    if subprocess.run([*common, "-m", "selfcheck", "tests/meta"], cwd=ROOT).returncode != 0:
+    if run([*common, "-m", "selfcheck", "tests/meta"]) != 0:
         print("ci/gate: a planted fault was not seen; this gate proves nothing")
         return 2
+    print(f"the gate: profile {options.profile}, subjects {', '.join(options.subject)}", flush=True)
     verdicts = options.report / "verdicts.json"
     verdicts.unlink(missing_ok=True)
     command = [*common, "-m", "gate", "tests", f"--profile={options.profile}", f"--report={options.report}",
                f"--junitxml={options.report / 'junit.xml'}", "-o", "junit_family=xunit2"]
-    command += [f"--subject={s}" for s in options.subject or ("kernels", "eager")]
-    command += [f"--subject-path={p}" for p in options.subject_path] + [f"--variant={v}" for v in options.variant]
+    command += [f"--subject={s}" for s in options.subject]
+    command += [f"--subject-path={Path(p).resolve()}" for p in options.subject_path]
+    command += [f"--variant={v}" for v in options.variant]
     command += [f"--subject-python={options.subject_python}"] if options.subject_python else []
-    return _conclude(subprocess.run(command, cwd=ROOT).returncode, verdicts)
+    return _conclude(run(command), verdicts)
+
+
+def run(command: list[str]) -> int:
+    """The status of a pytest run. Ctrl-C reaches pytest as well, which then writes what it has; wait for that."""
+    process = subprocess.Popen(command, cwd=ROOT)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def _impossible(options) -> str:
+    """What cannot be, seen before the self-check costs a minute; or ''."""
+    missing = [s for s in options.subject if s.endswith(".py") and not (ROOT / s).exists()]
+    if missing:
+        return f"--subject {missing[0]}: no such file"
+    if options.device not in ("auto", "cpu", "cuda"):
+        return f"--device {options.device}: known are auto, cpu, cuda"
+    if (options.require_gpu or options.device == "cuda") and not devices.gpus():
+        return f"{'--require-gpu' if options.require_gpu else '--device cuda'}: no GPU is visible here (nvidia-smi lists none)"
+    return ""
 
 
 def _conclude(status: int, verdicts: Path) -> int:

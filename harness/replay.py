@@ -8,10 +8,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from harness import casefile, devices, registry, rendering, script
+from harness import casefile, devices, registry, rendering, results, script
 from harness.campaign import Report
 from harness.casefile import Saved
-from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions
+from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions, subject_name
 from harness.differential import replay
 from harness.findings import Found
 from harness.sanitized import CannotRun, Sanitized, find_tool
@@ -47,7 +47,7 @@ def main(given: list[str] | None = None) -> int:
         _possible(options)
         if options.keep:
             _keep(options.case)
-        options.subject = options.subject or saved.subject
+        options.subject = subject_name(options.subject) if options.subject else saved.subject
         if options.bisect:
             return _bisect(saved, options)
         if options.cuda_gdb:
@@ -71,7 +71,7 @@ def _keep(case: Path) -> None:
     CORPUS.mkdir(exist_ok=True)
     if case.resolve().parent != CORPUS.resolve():
         shutil.copy(case, CORPUS / case.name)
-    print(f"kept    {rendering.shown_path(CORPUS / case.name)}")
+    print(f"kept    {results.shown_path(CORPUS / case.name)}")
 
 
 def _worker(options, subject: str, paths: tuple[str, ...]):
@@ -94,7 +94,7 @@ def _replay(saved: Saved, options) -> int:
         if options.pdb:
             worker.stop_in_calls()
         found = replay(saved.example, worker, saved.variant)
-        _say(saved, options.case, found)
+        _say(saved, options, found)
         if options.script is not None:
             path = options.script if options.script != Path() else options.case.with_suffix(".py")
             said = script.write(path, saved.example, worker, saved.variant, found)
@@ -105,12 +105,12 @@ def _replay(saved: Saved, options) -> int:
     return FAILED if found else FIXED
 
 
-def _say(saved: Saved, case: Path, found: list[Found]) -> None:
+def _say(saved: Saved, options, found: list[Found]) -> None:
     name = saved.example.contract.name
     if not found:
         print(f"FIXED   {name}: nothing is wrong on {saved.example}")
     for f in found:
-        print(rendering.finding(name, dict(saved.variant), Report(f, saved.example, case)))
+        print(rendering.finding(results.of(options.subject, name, saved.variant, Report(f, saved.example, options.case))))
 
 
 def _memcheck(saved: Saved, options) -> int:
@@ -121,7 +121,7 @@ def _memcheck(saved: Saved, options) -> int:
         found = replay(saved.example, under.worker, saved.variant)
     finally:
         news = under.close()
-    _say(saved, options.case, found)
+    _say(saved, options, found)
     print("\n".join(["memcheck:", *(f"  {line}" for line in news)] if news else ["memcheck: nothing"]))
     print("FAILED" if found or news else "FIXED under memcheck")
     return FAILED if found or news else FIXED

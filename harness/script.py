@@ -164,8 +164,9 @@ def _refusals(placed: Placed, observed: Observed, name: str, cells) -> list[tupl
 def _text(example: Example, worker, first: Found | None, steps: list[dict], watched: bool, shims: bool) -> str:
     contract = example.contract
     says = first.sentence if first else "a case that was right when this was written"
-    head = [f"{contract.name}: {says}", f"Case: {example!r}", "Needs torch, Triton and the kernel, and nothing of plumbline, which "
-            "wrote it. Exit status 1 while the kernel is wrong, 0 when it is right. Without a GPU: Triton's interpreter."]
+    head = [f"{contract.name}: {says}", f"Case: {example!r}",
+            "Needs torch, Triton and the kernel, and nothing of plumbline, which wrote it. Exit status 1 while the kernel is "
+            "wrong, 0 when it is right. Without a GPU: Triton's interpreter."]
     comment = "".join(textwrap.fill(line, 120, initial_indent="# ", subsequent_indent="#   ") + "\n" for line in head)
     literals = "SUBJECT = " + _literal(_subject(worker, contract)) + "\n\nSTEPS = " + _literal(steps) + "\n"
     unusual = "inf, nan = float('inf'), float('nan')\n\n" if re.search(r"\b(inf|nan)\b", literals) else ""
