@@ -20,19 +20,21 @@ for need in sys.argv[1:]:
 """
 
 
-def requirements() -> list[str]:
+def requirements(extras: bool = True) -> list[str]:
     """The dependencies that pyproject.toml declares."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["dependencies"] + (sum(project["optional-dependencies"].values(), []) if extras else [])
 
 
-def suits(python: str) -> bool:
+def suits(python: str, extras: bool = True) -> bool:
     """Whether an interpreter has everything."""
-    return subprocess.run([python, "-c", PROBE, *requirements()], capture_output=True).returncode == 0
+    return subprocess.run([python, "-c", PROBE, *requirements(extras)], capture_output=True).returncode == 0
 
 
 def python() -> str:
-    """The running interpreter if it suits, else .venv, made on first use. pip's own configuration is honoured."""
-    if suits(sys.executable):
+    """The running interpreter if it suits (extras are only asked for where no test may be skipped), else .venv with
+    everything, made on first use. pip's own configuration is honoured."""
+    if suits(sys.executable, extras=bool(os.environ.get("PLUMBLINE_NO_SKIPS"))):
         return sys.executable
     inside = str(VENV / "bin" / "python")
     if not (VENV.exists() and suits(inside)):

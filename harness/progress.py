@@ -75,8 +75,12 @@ class Progress:
             if self._bar:
                 self._show()
             else:
-                self._terminal.write_line(f"  {self._count.text()}")
+                self._say(f"  {self._count.text()}")
                 wait = EVERY_IN_CI if os.environ.get("CI") else EVERY
+
+    def _say(self, line: str) -> None:
+        self._terminal.write_line(line)
+        self._terminal.flush()  # a pipe would keep it until the end
 
     def _show(self) -> None:
         count = self._count
@@ -99,7 +103,7 @@ class Progress:
         if report.failed:
             self._count.failed += 1
             line = f"FAILED {report.nodeid}"
-            self._bar.console.print(line, markup=False, highlight=False) if self._bar else self._terminal.write_line(line)
+            self._bar.console.print(line, markup=False, highlight=False) if self._bar else self._say(line)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self):

@@ -53,7 +53,7 @@ def red(mine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     done = run("pytest", "-q", "-n", "1", "-m", "gate", "tests/test_seqlens.py", "-k", "seqlens_expand or cu_seqlens",
                f"--subject={mine}", f"--report={folder}", f"--junitxml={folder / 'junit.xml'}", "-o", "junit_family=xunit2",
-               GITHUB_ACTIONS="true")
+               "-o", f"cache_dir={folder / 'cache'}", GITHUB_ACTIONS="true")
     line = next(x for x in done.stdout.splitlines() if x.startswith("  replay    ci/replay"))
     yield done, folder, line.split()[2]
     (ROOT / line.split()[2]).unlink(missing_ok=True)
@@ -66,11 +66,20 @@ def test_a_failure_is_a_sentence_a_case_cells_and_commands(red):
     lines = text.splitlines()[1:]
     assert lines[0].startswith("DEFECT  seqlens_expand: seqlens_expanded[") and "of request 1" in lines[0]
     starts = [line.split()[0] for line in lines[:9] if line.strip()]
-    assert starts[:5] == ["DEFECT", "case", "layout", "variant", "check"] or starts[:4] == ["DEFECT", "case", "variant", "check"]
+    assert [s for s in starts if s != "layout"][:5] == ["DEFECT", "case", "variant", "check", "cell"]
     assert path in text and "ci/replay --keep" in text
     assert len(casefile.read(ROOT / path).example.steps[0].batch) <= 2
     for noise in ("Traceback", "hypothesis", "falsifying", "[gw0]", "Failed:", "FoundWrong"):
         assert noise not in done.stdout
+
+
+def test_the_last_failure_again_reads_the_same(red, mine):
+    """`--lf -x` in one process: the failed test alone, and the very same text."""
+    done, folder, _ = red
+    again = run("pytest", "-q", "--lf", "-x", "tests/test_seqlens.py", f"--subject={mine}", "-o", f"cache_dir={folder / 'cache'}")
+    text = lambda output: output.split(" FAILURES ")[1].split("\n\nsubject ")[0].splitlines()[2:]
+    assert again.returncode == 1 and "1 failed" in again.stdout.splitlines()[-1] and "passed" not in again.stdout.splitlines()[-1]
+    assert text(again.stdout) == text(done.stdout)
 
 
 def test_the_report_says_the_same_to_people_and_to_programs(red):
@@ -204,7 +213,8 @@ def test_a_subject_that_cannot_be_imported_is_exit_2(tmp_path):
 ], ids=["profile", "device", "contract", "variant"])
 def test_wrong_options_are_refused(option, says, pytestconfig):
     """pytest's own kind of usage error, which ends it with status 4 and one line."""
-    (doorway,) = (p for p in pytestconfig.pluginmanager.get_plugins() if getattr(p, "__file__", "") == str(ROOT / "conftest.py"))
+    plugins = pytestconfig.pluginmanager.get_plugins()
+    (doorway,) = (p for p in plugins if getattr(p, "__file__", "") == str(ROOT / "conftest.py"))
     name, value = option.removeprefix("--").split("=", 1)
     options = Namespace(**{"profile": "quick", "device": "cpu", "require_gpu": False, "variant": [],
                            name: [value] if name == "variant" else value})
