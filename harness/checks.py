@@ -1,6 +1,8 @@
 """The five checks, on what a call left in memory. Each takes plain arrays and returns findings; none can be skipped
 silently, and `tests/meta` shows each of them failing alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from harness import floats
@@ -114,9 +116,12 @@ def cell_name(view: View, flat: int) -> str:
     return f"[row {index[0]}, col {index[1]}]" if len(index) == 2 else f"[{', '.join(map(str, index))}]"
 
 
-def inputs(placed: Placed, observed: Observed) -> list[Found]:
-    """Check 2: `in` arguments unchanged, bit for bit."""
-    found = []
+def inputs(placed: Placed, observed: Observed, written: Sequence[str], moved: Sequence[str]) -> list[Found]:
+    """Check 2: `in` arguments unchanged, bit for bit, and not changed and put back either: `written` names the tensors that
+    PyTorch operations wrote to (what a kernel writes is the memory tier's business). `moved` names the arguments, outputs
+    too, whose tensor objects were made to show other memory: a caller, or a captured graph, goes on with the old one."""
+    found = [Found("inputs", base_name(n), f"after the call the tensor object {n} no longer shows the memory that was passed")
+             for n in moved]
     for name, view in placed.views.items():
         if placed.contract.arg(name).role is not Role.IN:
             continue
@@ -129,6 +134,10 @@ def inputs(placed: Placed, observed: Observed) -> list[Found]:
                 found.append(Found("inputs", base_name(name),
                                    f"the input {name}{cell_name(view, flat)} was changed from {was} to {now}"))
                 break
+        else:
+            if name in written:
+                found.append(Found("inputs", base_name(name), f"the input {name} was written to by a PyTorch operation, though "
+                                                              "at the end it held what it held before"))
     return found
 
 

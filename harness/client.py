@@ -16,6 +16,7 @@ from harness import messages
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 180.0
 END_LIMIT = 30.0
+TEST_SIGNS = ("PYTEST_", "HYPOTHESIS_", "PLUMBLINE_")
 OWN_FAULT = 70  # the worker's exit status for an error of its own
 PHASE_LIMIT = {"setup": 60.0, "compile": 300.0, "check": 60.0}
 
@@ -102,7 +103,7 @@ class Worker:
         self._control, theirs = socket.socketpair()
         main = ROOT / "harness" / "worker" / "main.py"
         command = [*self.options.under, self.options.python, "-I", str(main), str(theirs.fileno())]
-        environment = {**os.environ, **self.options.environment}
+        environment = {**_untold(os.environ), **self.options.environment}
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log,
                                          stderr=subprocess.STDOUT, env=environment,
                                          start_new_session=bool(self.options.under))
@@ -229,6 +230,11 @@ class Worker:
             if status == OWN_FAULT and "Traceback" in self._output():
                 raise InfraError(f"the worker failed: {self._output()}")
             return Fault("died", phase, f"{_status(status)} in phase {phase}"), []
+
+
+def _untold(environment) -> dict[str, str]:
+    """The environment without what says that a test is running: a subject must not be able to behave for the occasion."""
+    return {name: value for name, value in environment.items() if not name.startswith(TEST_SIGNS)}
 
 
 def _status(status: int) -> str:

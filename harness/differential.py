@@ -170,7 +170,7 @@ def _inspect(placed, observed, reply: dict, step: Step, options: CheckOptions) -
     if "states" in options.checks:
         found += checks.states(placed, observed, step.expected, step.case)
     if "inputs" in options.checks:
-        found += checks.inputs(placed, observed)
+        found += checks.inputs(placed, observed, reply["written"], reply["moved"])
     if "redzones" in options.checks:
         found += checks.redzones(placed, observed)
     return found
