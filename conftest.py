@@ -21,6 +21,7 @@ from harness import devices, registry
 from harness.campaign import PROFILES
 from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions, subject_name
 from harness.contract import Case
+from harness.generation import same_everywhere
 from harness.progress import Progress
 from harness.reporting import Reporting, attach
 from harness.verdicts import Row
@@ -46,6 +47,7 @@ def pytest_addoption(parser):
 hypothesis.settings.register_profile("plumbline", deadline=None, derandomize=True, database=None,
                                      suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("plumbline")
+same_everywhere()
 
 
 def pytest_configure(config):

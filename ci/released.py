@@ -55,7 +55,7 @@ def main(given: list[str] | None = None) -> int:
         versions = [_version(folder) for folder in folders]
         for path, version in zip(options.release, versions):
             if not version:
-                print(f"ci/releases: {path} holds no {SUBJECT}-VERSION.dist-info; give a wheel, or the folder it is unpacked in")
+                print(f"ci/releases: {path} holds no {SUBJECT}-VERSION.dist-info; give a wheel, or its unpacked folder")
                 return 2
         if not options.from_report:
             with ThreadPoolExecutor(options.jobs) as pool:
@@ -106,7 +106,7 @@ def _check(folder: Path, version: str, options) -> int:
     command += ["-k", options.only] if options.only else []
     with (report / "log.txt").open("w") as log:
         status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
-    print(f"{version}: {'clean' if status == 0 else 'findings' if status == 1 else f'no verdict (pytest: {status})'}", flush=True)
+    print(f"{version}: {({0: 'clean', 1: 'findings'}).get(status, f'no verdict (pytest: {status})')}", flush=True)
     return status
 
 
@@ -154,8 +154,8 @@ def page(releases: list[Release], judgements: list[dict], profile: str) -> str:
     transforms = sorted({t for r in releases for t in r.verdicts})
     numbers = _numbers(releases, judgements)
     lines = ["# Released versions of SGLang under the suite", "",
-             f"Written by `ci/releases --profile {profile}`. A dot is PASS; a number is a finding below; empty: this version has no"
-             " kernel for the transform.", "",
+             f"Written by `ci/releases --profile {profile}`. A dot is PASS; a number is a finding below; empty: this version has "
+             "no kernel for the transform.", "",
              "| transform | " + " | ".join(r.version for r in releases) + " |", "| --- |" + " :-: |" * len(releases)]
     for t in transforms:
         cells = [_cell(r, t, numbers) for r in releases]
@@ -179,7 +179,7 @@ def _numbers(releases: list[Release], judgements: list[dict]) -> dict[Cause, int
 
 def _cell(release: Release, transform: str, numbers: dict[Cause, int]) -> str:
     found = sorted({numbers[c] for c in release.findings if c[0] == transform})
-    return ", ".join(map(str, found)) or {"PASS": "·", "UNCHECKED PRECONDITION": "·"}.get(release.verdicts.get(transform, ""), "")
+    return ", ".join(map(str, found)) or ("·" if release.verdicts.get(transform) in ("PASS", "UNCHECKED PRECONDITION") else "")
 
 
 def _finding(number: int, causes: list[Cause], releases: list[Release], judgements: list[dict]) -> list[str]:
