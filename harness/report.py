@@ -13,7 +13,6 @@ from harness.verdicts import RED, Row, merged
 NEEDS_JINJA = "report: no index.html, Jinja2 is not here; pip install '.[report]' brings it (the rest was written)"
 MOST_ANNOTATIONS = 10  # what GitHub shows per step and kind
 SLOTS = {  # file in the report's folder -> its heading, what it shows, what writes it
-    "coverage.json": ("Coverage matrix", "what the drawn examples had", "ci/gate --profile nightly"),
     "museum.json": ("Museum", "upstream's known bugs, re-created: which check sees each", "ci/gate --museum"),
     "mutants.json": ("Mutants", "small changes of our kernels: which the gate sees", "ci/mutate"),
 }
@@ -133,6 +132,20 @@ def _property(text: str) -> str:
     return _message(text).replace(":", "%3A").replace(",", "%2C")
 
 
+def coverage(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Which lane looked at which transform of which subject, and how many examples it had; a finding is marked."""
+    columns = list(dict.fromkeys((r.subject, r.lane) for r in sorted(rows, key=lambda r: r.subject)))
+    cells = {(r.transform, r.subject, r.lane): _looked(r) for r in rows}
+    lines = [(t, [cells.get((t, *c), "") for c in columns]) for t in sorted({r.transform for r in rows})]
+    return [f"{_name(subject)}: {lane}" for subject, lane in columns], lines
+
+
+def _looked(row: Row) -> str:
+    if row.verdict == "NOT PROVIDED":
+        return "–"
+    return ("tried" if row.lane == "outside" else str(row.counted)) + (" ✗" if row.verdict in RED else "")
+
+
 def slots(folder: Path) -> list[dict]:
     """The tables that other commands left in the folder; a line saying how to make them for those that are not there."""
     found = []
@@ -161,6 +174,8 @@ def html(run: Run, buckets: Sequence[Result], tables: Sequence[dict]) -> str:
     environment.filters |= {"stem": _name, "plain": plain,
                             "panels": lambda p: [(t, Markup(svg)) for t, svg in pictures.panels(p)]}
     lines = merged(run.rows)
+    lanes, matrix = coverage(run.rows)
     return environment.get_template("report.html").render(
         run=run, findings=[r for r in buckets if red(r)], remarks=[r for r in buckets if not red(r)], lines=lines, slots=tables,
+        lanes=lanes, matrix=matrix,
         longest=max((r.seconds for r in lines), default=0) or 1, slowest_of=max((s for _, s in run.slowest), default=0) or 1)

@@ -129,6 +129,13 @@ def test_tables_of_other_commands_are_shown_or_asked_for(tmp_path):
     assert "sglang#1" in said and "states, memory" in said and "Not made in this run. ci/mutate makes it." in said
 
 
+def test_the_coverage_matrix_has_every_lane():
+    rows = [Row("b.py", "t", "inside", "PASS", 60), Row("b.py", "t", "outside", "UNCHECKED PRECONDITION"),
+            Row("a.py", "t", "replays", "DEFECT", 3), Row("a.py", "u", "inside", "NOT PROVIDED")]
+    assert report.coverage(rows) == (["a: replays", "a: inside", "b: inside", "b: outside"],
+                                     [("t", ["3 ✗", "", "60", "tried"]), ("u", ["", "–", "", ""])])
+
+
 def test_a_stopped_run_says_so_everywhere(tmp_path):
     report.write(tmp_path, some_run(interrupted=True))
     assert "interrupted: 8 of 8 tests ran" in (tmp_path / "summary.md").read_text()
