@@ -153,11 +153,19 @@ def slots(folder: Path) -> list[dict]:
         slot = {"heading": heading, "shows": shows, "maker": maker, "columns": [], "rows": []}
         if (folder / name).exists():
             content = json.loads((folder / name).read_text())
-            slot["rows"] = [row if isinstance(row, dict) else {"": row} for row in content] if isinstance(content, list) else [
-                {"": key, **(row if isinstance(row, dict) else {"value": row})} for key, row in content.items()]
+            slot["rows"] = [{name: _flat(value) for name, value in row.items()} for row in content]
             slot["columns"] = list(dict.fromkeys(column for row in slot["rows"] for column in row))
         found.append(slot)
     return found
+
+
+def _flat(value) -> str:
+    """A JSON value in one cell of a table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_flat(v)}" for name, v in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_flat, value))
+    return {True: "yes", False: "no", None: ""}.get(value, str(value)) if isinstance(value, bool) or value is None else str(value)
 
 
 def html(run: Run, buckets: Sequence[Result], tables: Sequence[dict]) -> str:
