@@ -63,8 +63,8 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        bar = Progress(BarColumn(30), TextColumn("{task.description}", markup=False), console=Console(file=self._terminal._tw._file),
-                       transient=True)
+        bar = Progress(BarColumn(30), TextColumn("{task.description}", markup=False), transient=True,
+                       console=Console(file=self._terminal._tw._file))
         self._task = bar.add_task("collecting", total=None)
         bar.start()
         return bar

@@ -165,7 +165,9 @@ def _flat(value) -> str:
         return ", ".join(f"{name} {_flat(v)}" for name, v in value.items())
     if isinstance(value, list):
         return "; ".join(map(_flat, value))
-    return {True: "yes", False: "no", None: ""}.get(value, str(value)) if isinstance(value, bool) or value is None else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
 
 
 def html(run: Run, buckets: Sequence[Result], tables: Sequence[dict]) -> str:
