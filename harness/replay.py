@@ -115,6 +115,7 @@ def _say(saved: Saved, options, found: list[Found]) -> None:
 
 def _memcheck(saved: Saved, options) -> int:
     tool = find_tool()
+    print("running under compute-sanitizer, which takes its time", flush=True)
     under = Sanitized(tool, "memcheck", options.subject, options)
     try:
         _provided(under.worker, options.subject, saved.example.contract.name)

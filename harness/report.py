@@ -10,7 +10,7 @@ from harness.client import ROOT
 from harness.results import Result, bucketed, plain, red
 from harness.verdicts import RED, Row, merged
 
-NEEDS_JINJA = "report: no index.html, Jinja2 is not here; pip install '.[report]' brings it (the rest was written)"
+NEEDS_JINJA = "report: no index.html, Jinja2 is not here; pip install 'jinja2>=3.1' (the extra 'report'); the rest was written"
 MOST_ANNOTATIONS = 10  # what GitHub shows per step and kind
 SLOTS = {  # file in the report's folder -> its heading, what it shows, what writes it
     "museum.json": ("Museum", "upstream's known bugs, re-created: which check sees each", "ci/gate --museum"),

@@ -16,7 +16,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 def lint(path: Path) -> subprocess.CompletedProcess:
     """check-jsonschema with the schema that it carries; skipped aloud without it, or failed where nothing may be skipped."""
     if not importlib.util.find_spec("check_jsonschema"):
-        why = "needs check-jsonschema: pip install '.[dev]'"
+        why = "needs check-jsonschema: pip install check-jsonschema (the extra 'dev')"
         pytest.fail(why) if os.environ.get("PLUMBLINE_NO_SKIPS") else pytest.skip(why)
     return subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)],
                           capture_output=True, text=True)
