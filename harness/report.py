@@ -43,7 +43,9 @@ class Run:
         bad = [r for r in lines if r.verdict in RED]
         broken = [r for r in lines if r.verdict == "INFRA"]
         passed = sum(r.verdict == "PASS" for r in lines)
-        parts = [f"{len(bad)} of {len(bad) + passed} transforms with findings" if bad else f"{passed} transforms pass"]
+        subjects = len({r.subject for r in lines})
+        what = "transforms" if subjects == 1 else f"transforms of {subjects} subjects"
+        parts = [f"{len(bad)} of {len(bad) + passed} {what} with findings" if bad else f"{passed} {what} pass"]
         parts += [f"{len(broken)} could not be checked"] if broken else []
         return ", ".join(parts + ([self.partial] if self.partial else []))
 
