@@ -38,9 +38,10 @@ def python() -> str:
         return sys.executable
     inside = str(VENV / "bin" / "python")
     if not (VENV.exists() and suits(inside)):
-        print(f"setting up {VENV.name} (once)", flush=True)
+        print(f"setting up {VENV.name} (once; a minute or more)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-        pip = [inside, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "ci" / "constraints.txt")]
+        quiet = [] if sys.stdout.isatty() else ["--quiet"]  # in a terminal pip shows how far it is
+        pip = [inside, "-m", "pip", "install", *quiet, "-c", str(ROOT / "ci" / "constraints.txt")]
         # torch on its own first: with the pinned build there, nothing else pulls another.
         subprocess.run([*pip, *(r for r in requirements() if r.startswith("torch>"))], check=True)
         subprocess.run([*pip, *requirements()], check=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness import floats
+from harness.client import shown_path
 from harness.contract import Role, base_name
 from harness.findings import Difference, Found, Picture
 from harness.layout import Observed, Placed, View
@@ -166,8 +167,11 @@ def _tensor_at(placed: Placed, block: int) -> str:
 def position(view: View, byte: int) -> str:
     """Where a byte lies relative to a tensor: `[row 3, col 129]: row has 128 columns`, or `[8]: it has 8 elements`."""
     index = view.locate(byte)
+    cell = view.start + view.dtype.itemsize * sum(i * s for i, s in zip(index, view.strides))
+    if byte // view.dtype.itemsize != cell // view.dtype.itemsize and 0 <= index[-1] < view.shape[-1] - 1:
+        return f", between {list(index)} and the cell behind it, which are {view.strides[-1]} elements apart"
     if len(index) == 1:
-        return f"[{index[0]}]: it has {view.shape[0]} elements"
+        return f"[{index[0]}]: it has {view.shape[0]} element{'' if view.shape[0] == 1 else 's'}"
     if len(index) == 2:
         return f"[row {index[0]}, col {index[1]}]: it has {view.shape[0]} rows of {view.shape[1]} columns"
     return f"[{', '.join(map(str, index))}]: its shape is {view.shape}"
@@ -210,12 +214,13 @@ _VERB = {"read-outside": "load from", "write-outside": "store to", "read-forbidd
 
 def _memory_finding(placed: Placed, f: dict) -> Found:
     program = "({}, {}, {})".format(*f["program"])
-    by = f"; program {program} at {f['where']}" if f["where"] else ""
+    where = shown_path(f["where"])
+    by = f"; program {program} at {where}" if f["where"] else ""
     if f["rule"] == "grid":
-        return Found("memory", "grid", f"launch with the grid {f['detail']}, which hardware refuses{by}", where=f["where"])
+        return Found("memory", "grid", f"launch with the grid {f['detail']}, which hardware refuses{by}", where=where)
     if f["block"] is None or f["block"] >= len(placed.sizes):
         return Found("memory", f"{f['rule']} nowhere", f"{_VERB[f['rule']]} an address that belongs to no tensor{by}",
-                     where=f["where"])
+                     where=where)
     name = _tensor_at(placed, f["block"])
     view = placed.views[name]
     sentence = f"{_VERB[f['rule']]} {name}{position(view, f['byte'])}"
@@ -223,4 +228,4 @@ def _memory_finding(placed: Placed, f: dict) -> Found:
         sentence += ", a cell of no request in the batch"
     if f["rule"] == "race":
         sentence += ", which another program of the same launch changes or reads in no defined order"
-    return Found("memory", f"{base_name(name)} {f['rule']}", sentence + by, where=f["where"])
+    return Found("memory", f"{base_name(name)} {f['rule']}", sentence + by, where=where)

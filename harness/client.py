@@ -29,6 +29,12 @@ class UsageError(Exception):
     """The user asked for something that cannot be: one line, exit 2."""
 
 
+def shown_path(path: Path | str) -> str:
+    """A path as the user types it at the root."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 def subject_name(spec: str) -> str:
     """A subject as case files name it: a file inside this checkout relative to its root, so that its cases replay in any
     other checkout; another file by its full path; anything else as it is."""

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import devices
+from harness import devices, registry
 from harness.campaign import PROFILES
-from harness.client import ROOT, subject_name
+from harness.client import ROOT, InfraError, UsageError, Worker, WorkerOptions, subject_name
 from harness.verdicts import Row, exit_code
 
 
@@ -68,14 +68,17 @@ def run(command: list[str]) -> int:
 
 
 def _impossible(options) -> str:
-    """What cannot be, seen before the self-check costs a minute; or ''."""
-    missing = [s for s in options.subject if s.endswith(".py") and not (ROOT / s).exists()]
-    if missing:
-        return f"--subject {missing[0]}: no such file"
+    """What cannot be, seen before the self-check takes a minute; or ''."""
     if options.device not in ("auto", "cpu", "cuda"):
         return f"--device {options.device}: known are auto, cpu, cuda"
     if (options.require_gpu or options.device == "cuda") and not devices.gpus():
         return f"{'--require-gpu' if options.require_gpu else '--device cuda'}: no GPU is visible here (nvidia-smi lists none)"
+    for subject in options.subject:
+        try:
+            Worker(WorkerOptions(subject, devices.resolve(options.device), options.subject_python or sys.executable,
+                                 tuple(options.subject_path)), list(registry.contracts().values())).close()
+        except (UsageError, InfraError) as error:
+            return str(error)
     return ""
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from harness import casefile, registry, rendering, results
 from harness.campaign import Campaign, OutsideCampaign, Outcome, Report
-from harness.client import ROOT
+from harness.client import ROOT, shown_path
 from harness.contract import Case, Kind
 from harness.differential import Example, replay
 from harness.findings import CheckOptions
@@ -90,7 +90,7 @@ def outside(session, subject: str, transform: str, strategy, record_property) ->
     rules = session.rules(subject, transform)
     outcome = OutsideCampaign(contract, worker, rules, strategy, profile).run()
     row = Row(subject, transform, "outside", UNCHECKED, seconds=outcome.seconds)
-    row.notes = [f"UNCHECKED PRECONDITION ({r.found.buffer}): {r.found.sentence}; {results.shown_path(r.path)}"
+    row.notes = [f"UNCHECKED PRECONDITION ({r.found.buffer}): {r.found.sentence}; {shown_path(r.path)}"
                  for r in outcome.reports]
     _record(record_property, row)
     if subject == "kernels":

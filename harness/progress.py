@@ -38,7 +38,7 @@ class Count:
         """One line: `37/140 tests, 0:40, about 1:50 left, 1 failed; running decode_metadata (12 s)`."""
         spent = self._now() - self.started
         parts = [f"{self.done}/{self.total or '?'} tests", clock(spent)]
-        if self.done and self.total:
+        if self.total and self.done >= max(1, self.total // 20):  # the first few say nothing about the rest
             parts.append(f"about {clock(spent / self.done * (self.total - self.done))} left")
         parts += [f"{self.failed} failed"] if self.failed else []
         line = ", ".join(parts)
@@ -63,8 +63,8 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        bar = Progress(BarColumn(30), TextColumn("{task.description}"), console=Console(file=self._terminal._tw._file),
-                       transient=True)
+        bar = Progress(BarColumn(30), TextColumn("{task.description}", markup=False), transient=True,
+                       console=Console(file=self._terminal._tw._file))
         self._task = bar.add_task("collecting", total=None)
         bar.start()
         return bar

@@ -18,8 +18,9 @@ def finding(result: Result) -> str:
 
 
 def repeated(result: Result, first: str) -> str:
-    """A finding whose root cause another test has shown already."""
-    return (f"{result.label}  {result.transform}: same check, same tensor as in {first}\n"
+    """A finding whose root cause was shown already."""
+    cause = f"at {result.where}" if result.where else f"{result.check} ({result.buffer})"
+    return (f"{result.label}  {result.transform}: the same cause, {cause}, as {first}\n"
             f"  case      {result.case}\n  replay    ci/replay {result.path}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness import casefile, devices, registry, rendering, results, script
 from harness.campaign import Report
 from harness.casefile import Saved
-from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions, subject_name
+from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions, shown_path, subject_name
 from harness.differential import replay
 from harness.findings import Found
 from harness.sanitized import CannotRun, Sanitized, find_tool
@@ -71,7 +71,7 @@ def _keep(case: Path) -> None:
     CORPUS.mkdir(exist_ok=True)
     if case.resolve().parent != CORPUS.resolve():
         shutil.copy(case, CORPUS / case.name)
-    print(f"kept    {results.shown_path(CORPUS / case.name)}")
+    print(f"kept    {shown_path(CORPUS / case.name)}")
 
 
 def _worker(options, subject: str, paths: tuple[str, ...]):
@@ -115,6 +115,7 @@ def _say(saved: Saved, options, found: list[Found]) -> None:
 
 def _memcheck(saved: Saved, options) -> int:
     tool = find_tool()
+    print("running under compute-sanitizer, which takes its time", flush=True)
     under = Sanitized(tool, "memcheck", options.subject, options)
     try:
         _provided(under.worker, options.subject, saved.example.contract.name)

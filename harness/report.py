@@ -10,10 +10,9 @@ from harness.client import ROOT
 from harness.results import Result, bucketed, plain, red
 from harness.verdicts import RED, Row, merged
 
-NEEDS_JINJA = "report: no index.html, Jinja2 is not here; pip install '.[report]' brings it (the rest was written)"
+NEEDS_JINJA = "report: no index.html, Jinja2 is not here; pip install 'jinja2>=3.1' (the extra 'report'); the rest was written"
 MOST_ANNOTATIONS = 10  # what GitHub shows per step and kind
 SLOTS = {  # file in the report's folder -> its heading, what it shows, what writes it
-    "coverage.json": ("Coverage matrix", "what the drawn examples had", "ci/gate --profile nightly"),
     "museum.json": ("Museum", "upstream's known bugs, re-created: which check sees each", "ci/gate --museum"),
     "mutants.json": ("Mutants", "small changes of our kernels: which the gate sees", "ci/mutate"),
 }
@@ -44,7 +43,9 @@ class Run:
         bad = [r for r in lines if r.verdict in RED]
         broken = [r for r in lines if r.verdict == "INFRA"]
         passed = sum(r.verdict == "PASS" for r in lines)
-        parts = [f"{len(bad)} of {len(bad) + passed} transforms with findings" if bad else f"{passed} transforms pass"]
+        subjects = len({r.subject for r in lines})
+        what = "transforms" if subjects == 1 else f"transforms of {subjects} subjects"
+        parts = [f"{len(bad)} of {len(bad) + passed} {what} with findings" if bad else f"{passed} {what} pass"]
         parts += [f"{len(broken)} could not be checked"] if broken else []
         return ", ".join(parts + ([self.partial] if self.partial else []))
 
@@ -133,6 +134,20 @@ def _property(text: str) -> str:
     return _message(text).replace(":", "%3A").replace(",", "%2C")
 
 
+def coverage(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Which lane looked at which transform of which subject, and how many examples it had; a finding is marked."""
+    columns = list(dict.fromkeys((r.subject, r.lane) for r in sorted(rows, key=lambda r: r.subject)))
+    cells = {(r.transform, r.subject, r.lane): _looked(r) for r in rows}
+    lines = [(t, [cells.get((t, *c), "") for c in columns]) for t in sorted({r.transform for r in rows})]
+    return [f"{_name(subject)}: {lane}" for subject, lane in columns], lines
+
+
+def _looked(row: Row) -> str:
+    if row.verdict == "NOT PROVIDED":
+        return "–"
+    return ("tried" if row.lane == "outside" else str(row.counted)) + (" ✗" if row.verdict in RED else "")
+
+
 def slots(folder: Path) -> list[dict]:
     """The tables that other commands left in the folder; a line saying how to make them for those that are not there."""
     found = []
@@ -140,11 +155,21 @@ def slots(folder: Path) -> list[dict]:
         slot = {"heading": heading, "shows": shows, "maker": maker, "columns": [], "rows": []}
         if (folder / name).exists():
             content = json.loads((folder / name).read_text())
-            slot["rows"] = [row if isinstance(row, dict) else {"": row} for row in content] if isinstance(content, list) else [
-                {"": key, **(row if isinstance(row, dict) else {"value": row})} for key, row in content.items()]
+            slot["rows"] = [{name: _flat(value) for name, value in row.items()} for row in content]
             slot["columns"] = list(dict.fromkeys(column for row in slot["rows"] for column in row))
         found.append(slot)
     return found
+
+
+def _flat(value) -> str:
+    """A JSON value in one cell of a table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_flat(v)}" for name, v in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_flat, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
 
 
 def html(run: Run, buckets: Sequence[Result], tables: Sequence[dict]) -> str:
@@ -161,6 +186,8 @@ def html(run: Run, buckets: Sequence[Result], tables: Sequence[dict]) -> str:
     environment.filters |= {"stem": _name, "plain": plain,
                             "panels": lambda p: [(t, Markup(svg)) for t, svg in pictures.panels(p)]}
     lines = merged(run.rows)
+    lanes, matrix = coverage(run.rows)
     return environment.get_template("report.html").render(
         run=run, findings=[r for r in buckets if red(r)], remarks=[r for r in buckets if not red(r)], lines=lines, slots=tables,
+        lanes=lanes, matrix=matrix,
         longest=max((r.seconds for r in lines), default=0) or 1, slowest_of=max((s for _, s in run.slowest), default=0) or 1)

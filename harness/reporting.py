@@ -44,6 +44,8 @@ class Reporting:
         report.user_properties = [p for p in report.user_properties if p not in ours]
         self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
         self.run.ran += report.when == "teardown"
+        if report.failed and isinstance(report.longrepr, str):
+            report.__dict__.pop("node", None)  # which of xdist's processes said it is not above the fold
         if report.when != "call":
             return
         self.run.rows += [Row.load(value) for name, value in ours if name == "verdict"]
@@ -63,11 +65,15 @@ class Reporting:
             session.exitstatus = 2
         shown: dict[tuple, str] = {}
         for failure, results in self._found:
-            known = [r for r in results if r.cause in shown]
-            texts = [rendering.repeated(r, shown[r.cause]) if r in known else rendering.finding(r) for r in results]
+            texts = []
+            for r in results:
+                first = shown.setdefault(r.cause, failure.nodeid)
+                if first == failure.nodeid and not any(r.cause == other.cause for other in results[: len(texts)]):
+                    texts.append(rendering.finding(r))
+                else:
+                    texts.append(rendering.repeated(r, "above" if first == failure.nodeid else f"in {first}"))
             failure.longrepr = "\n\n".join(texts)  # text alone: no name of an exception in the short summary
             failure.__dict__.pop("node", None)  # which of xdist's processes ran it is not above the fold
-            shown |= {r.cause: failure.nodeid for r in results if r not in known}
 
     def pytest_terminal_summary(self, terminalreporter):
         self.run.seconds = time.monotonic() - self._started

@@ -4,10 +4,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from harness.campaign import Report
-from harness.client import ROOT
+from harness.client import shown_path
 
 
 @dataclass
@@ -33,8 +32,8 @@ class Result:
 
     @property
     def cause(self) -> tuple[str, ...]:
-        """Findings with the same cause are one bug."""
-        return (self.subject, self.transform, self.check, self.buffer, self.where)
+        """Findings with the same cause are one bug: the same line of the kernel, or else the same check on the same tensor."""
+        return (self.subject, self.transform, self.check, self.where or self.buffer)
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -54,21 +53,10 @@ def of(subject: str, transform: str, rules: Mapping[str, str], report: Report) -
         subject, transform, label, found.sentence, repr(example.steps[0] if len(example.steps) == 1 else list(example.steps)),
         found.check, found.buffer, shown_path(report.path),
         layout="" if repr(example.layout) == "default" else repr(example.layout),
-        variant=", ".join(f"{k}={v}" for k, v in rules.items()), where=_where(found.where),
+        variant=", ".join(f"{k}={v}" for k, v in rules.items()), where=found.where,
         differences=[[d.cell, d.expected, d.actual, d.state, d.meaning] for d in found.differences],
         picture=asdict(found.picture) if found.picture else None, traceback=found.traceback,
     )
-
-
-def _where(line: str) -> str:
-    """`file:line` without the root."""
-    path, _, number = line.rpartition(":")
-    return f"{shown_path(Path(path))}:{number}" if path else line
-
-
-def shown_path(path: Path) -> str:
-    """A path as the user types it."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def bucketed(results: Sequence[Result]) -> list[Result]:

@@ -41,6 +41,8 @@ def main() -> None:
     messages.send(control, {"ready": True, **reply})
     if config["fork"]:
         _serve(messages, control, runner)
+        sys.stdout.flush()
+        os._exit(0)  # tearing torch down takes longer than test processes are given to end
     else:
         _child(messages, control, runner)
 

@@ -105,6 +105,14 @@ def differences(step, memory):
             yield f"{name}{place(step, name, members[0])[0]} and the cells judged with it: {complaint}"
 
 
+def spot(step, of, element):
+    """An element of a memory, as a cell of the tensor there where that is easy to say."""
+    _, shape, strides, offset = step["tensors"][of]
+    if len(shape) == 1 and strides[0] and (element - offset) % strides[0] == 0:
+        return f"{of}[{(element - offset) // strides[0]}] of {shape[0]}"
+    return f"{of}, element {element} of its memory"
+
+
 def watch(step, memory):
     """Triton's interpreter with every access looked up first; a wrong one is recorded and not performed."""
     from triton.runtime import interpreter
@@ -126,8 +134,8 @@ def watch(step, memory):
                 here = active & (element >= 0) & (element < flat.numel())
                 lanes = here & ((marks[of][numpy.where(here, element, 0)] & need) != need)
                 for at in numpy.unique(element[lanes & ~bad])[:3].tolist():
-                    seen.append(f"{'store to' if need == WRITE else 'load from'} {of}, element {at - MARGIN} of its memory, "
-                                "where that is not allowed")
+                    seen.append(f"{'store to' if need == WRITE else 'load from'} {spot(step, of, at - MARGIN)}, where that is "
+                                "not allowed")
                 bad |= lanes
                 if need == WRITE:
                     marks[of][element[here & ~lanes]] |= READ

@@ -76,9 +76,11 @@ def test_a_failure_is_a_sentence_a_case_cells_and_commands(red):
 def test_the_last_failure_again_reads_the_same(red, mine):
     """`--lf -x` in one process: the failed test alone, and the very same text."""
     done, folder, _ = red
-    again = run("pytest", "-q", "--lf", "-x", "tests/test_seqlens.py", f"--subject={mine}", "-o", f"cache_dir={folder / 'cache'}")
+    cache = f"cache_dir={folder / 'cache'}"
+    again = run("pytest", "-q", "--lf", "-x", "tests/test_seqlens.py", f"--subject={mine}", "-o", cache)
     text = lambda output: output.split(" FAILURES ")[1].split("\n\nsubject ")[0].splitlines()[2:]
-    assert again.returncode == 1 and "1 failed" in again.stdout.splitlines()[-1] and "passed" not in again.stdout.splitlines()[-1]
+    last = again.stdout.splitlines()[-1]
+    assert again.returncode == 1 and "1 failed" in last and "passed" not in last
     assert text(again.stdout) == text(done.stdout)
 
 
@@ -269,6 +271,7 @@ def test_a_gate_runs_the_self_check_first_and_stops_where_it_is_blind(monkeypatc
         return status
 
     monkeypatch.setattr(gate, "run", pretend)
+    monkeypatch.setattr(gate, "_impossible", lambda options: "")
     status = 1
     assert gate.main(["--report", str(tmp_path)]) == 2 and "a planted fault was not seen" in capsys.readouterr().out
     assert len(asked) == 1 and "selfcheck" in asked[0]

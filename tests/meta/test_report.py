@@ -123,10 +123,19 @@ def test_annotations_are_as_many_as_github_shows():
 
 
 def test_tables_of_other_commands_are_shown_or_asked_for(tmp_path):
-    (tmp_path / "museum.json").write_text(json.dumps([{"bug": "sglang#1", "seen": True, "checks": ["states", "memory"]}]))
+    rows = [{"bug": "sglang#1", "seen": True, "hunts": [{"seed": 1}, {"seed": 2}]}]
+    (tmp_path / "museum.json").write_text(json.dumps(rows))
     report.write(tmp_path, some_run())
     said = " ".join("".join(Page((tmp_path / "index.html").read_text()).text).split())
-    assert "sglang#1" in said and "states, memory" in said and "Not made in this run. ci/mutate makes it." in said
+    assert "sglang#1" in said and "yes" in said and "seed 1; seed 2" in said
+    assert "Not made in this run. ci/mutate makes it." in said
+
+
+def test_the_coverage_matrix_has_every_lane():
+    rows = [Row("b.py", "t", "inside", "PASS", 60), Row("b.py", "t", "outside", "UNCHECKED PRECONDITION"),
+            Row("a.py", "t", "replays", "DEFECT", 3), Row("a.py", "u", "inside", "NOT PROVIDED")]
+    assert report.coverage(rows) == (["a: replays", "a: inside", "b: inside", "b: outside"],
+                                     [("t", ["3 ✗", "", "60", "tried"]), ("u", ["", "–", "", ""])])
 
 
 def test_a_stopped_run_says_so_everywhere(tmp_path):
@@ -136,7 +145,7 @@ def test_a_stopped_run_says_so_everywhere(tmp_path):
 
 
 def test_a_kernels_own_traceback_stays_whole():
-    lines = ["Traceback (most recent call last):", '  File "mine.py", line 3, in cu_seqlens', "    boom()", "", "ValueError: boom"]
+    lines = ["Traceback (most recent call last):", '  File "mine.py", line 3, in f', "    boom()", "", "ValueError: boom"]
     text = rendering.finding(finding(check="raised", traceback="\n".join(lines)))
     assert text.endswith("\n".join("  | " + line for line in lines))
 
@@ -196,7 +205,8 @@ def test_in_a_browser(chromium, folder, tmp_path):
     """It lays out without script, nothing is wider than the window, and details open by themselves for the first finding."""
     probe = ("<script>addEventListener('load', () => { const shown = [...document.querySelectorAll('svg.grid')].filter("
              "e => e.checkVisibility() && e.getBoundingClientRect().height > 20).length; "
-             "const d = document.documentElement; document.title = [d.scrollWidth <= d.clientWidth, shown, document.querySelectorAll('details[open]').length, "
+             "const d = document.documentElement; document.title = [d.scrollWidth <= d.clientWidth, shown, "
+             "document.querySelectorAll('details[open]').length, "
              "getComputedStyle(document.body).backgroundColor].join('|'); })</script>")
     page = folder / "probed.html"
     page.write_text((folder / "index.html").read_text().replace("</body>", probe + "</body>"))
