@@ -154,8 +154,8 @@ def page(releases: list[Release], judgements: list[dict], profile: str) -> str:
     transforms = sorted({t for r in releases for t in r.verdicts})
     numbers = _numbers(releases, judgements)
     lines = ["# Released versions of SGLang under the suite", "",
-             f"Written by `ci/releases --profile {profile}`. A dot is PASS; a number is a finding below; empty: this version has "
-             "no kernel for the transform.", "",
+             f"Written by `ci/releases --profile {profile}`. A dot is PASS; a number is a finding below; empty: this version "
+             "has no kernel for the transform.", "",
              "| transform | " + " | ".join(r.version for r in releases) + " |", "| --- |" + " :-: |" * len(releases)]
     for t in transforms:
         cells = [_cell(r, t, numbers) for r in releases]
