@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.client import ROOT
+from harness.client import ROOT, shown_path
 
 SUBJECT = "sglang"
 JUDGEMENTS = ROOT / "kernels" / SUBJECT / "judgements.toml"
@@ -69,7 +69,7 @@ def main(given: list[str] | None = None) -> int:
     options.page.write_text(page(releases, judgements, options.profile))
     unjudged = sorted({cause for r in releases for cause in r.findings if judgement(cause, judgements) is None})
     for cause in unjudged:
-        print(f"ci/releases: no judgement on {', '.join(cause)}; {JUDGEMENTS.relative_to(ROOT)} says how to add one")
+        print(f"ci/releases: no judgement on {', '.join(cause)}; {shown_path(JUDGEMENTS)} says how to add one")
     print(f"{options.page}: {len(releases)} versions, {len({c for r in releases for c in r.findings})} findings")
     return 1 if unjudged else 0
 
@@ -126,7 +126,7 @@ def load(path: Path) -> list[dict]:
     Raises:
         ValueError: an entry lacks a field, or its kind is unknown; a defect must quote the contract that it breaks.
     """
-    entries = tomllib.loads(path.read_text())["judgement"]
+    entries = tomllib.loads(path.read_text()).get("judgement", [])
     for entry in entries:
         lacks = {"transform", "findings", "kind", "says"} - entry.keys()
         if entry.get("kind") == "defect" and not entry.get("contract"):
