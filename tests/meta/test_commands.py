@@ -263,21 +263,21 @@ def test_a_gate_without_verdicts_or_with_a_crashed_pytest_is_exit_2(tmp_path):
     assert _conclude(1, tmp_path / "verdicts.json") == 1
 
 
-def test_a_gate_runs_the_self_check_first_and_stops_where_it_is_blind(monkeypatch, tmp_path, capsys):
+def test_a_gate_runs_the_self_checks_first_and_stops_where_it_is_blind(monkeypatch, tmp_path, capsys):
     asked = []
 
     def pretend(command):
-        asked.append(command[command.index("-m", 2) + 1 :])
-        return status
+        asked.append(" ".join(command))
+        return statuses[len(asked) - 1]
 
     monkeypatch.setattr(gate, "run", pretend)
     monkeypatch.setattr(gate, "_impossible", lambda options: "")
-    status = 1
-    assert gate.main(["--report", str(tmp_path)]) == 2 and "a planted fault was not seen" in capsys.readouterr().out
-    assert len(asked) == 1 and "selfcheck" in asked[0]
-    status = 0
-    assert gate.main(["--report", str(tmp_path)]) == 2 and "no verdict" in capsys.readouterr().out
-    assert "selfcheck" in asked[1] and "gate" in asked[2] and "--subject=eager" in asked[2]
+    for statuses, says in (([1], "a planted fault was not seen"), ([0, 2], "this gate is blind"), ([0, 0, 0], "no verdict")):
+        asked.clear()
+        assert gate.main(["--report", str(tmp_path)]) == 2 and says in capsys.readouterr().out
+        assert len(asked) == len(statuses)
+    assert "selfcheck" in asked[0] and "tests.museum.run --in-a-gate" in asked[1]
+    assert "-m gate" in asked[2] and "--subject=eager" in asked[2]
 
 
 def test_keep_adds_the_case_to_the_corpus(case, monkeypatch, tmp_path):

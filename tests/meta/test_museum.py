@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import gate, registry
+from harness import registry
 from harness.client import ROOT
 from tests.museum import report, run
 from tests.museum.catalogue import EXHIBITS, GPU_ONLY, NOT_EXPRESSIBLE, _read, bugs
@@ -106,11 +106,3 @@ def test_errors_of_use_are_one_line_and_exit_2(arguments, says, capsys):
     assert run.main(arguments) == 2
     (line,) = capsys.readouterr().out.splitlines()
     assert says in line
-
-
-def test_a_gate_that_misses_an_exhibit_is_blind(monkeypatch, capsys):
-    monkeypatch.setattr(gate, "run", lambda command: 0)
-    monkeypatch.setattr(gate, "_impossible", lambda options: "")
-    monkeypatch.setattr(gate, "_museum", lambda *words: 2)
-    assert gate.main([]) == 2
-    assert "this gate is blind" in capsys.readouterr().out
