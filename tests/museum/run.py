@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -267,7 +267,7 @@ def main(given_arguments: list[str] | None = None) -> int:
 
 def _record(results: list[Result], options) -> None:
     options.report.mkdir(parents=True, exist_ok=True)
-    (options.report / "museum.json").write_text(json.dumps([asdict(r) for r in results], indent=1))
+    (options.report / "museum.json").write_text(json.dumps([report.row(r) for r in results], indent=1))
     if options.write:
         report.write(results)
     for name, value in report.summary(results).items():
