@@ -136,6 +136,8 @@ def pytest_make_parametrize_id(val, argname):
         return val.contract.name
     if isinstance(val, (bool, int, float)) or val is None:
         return f"{argname}={val}"
+    if isinstance(val, (set, frozenset)):
+        val = sorted(val)  # every process of -n must give the same id
     text = " ".join(repr(val).split()).replace("[", "(").replace("]", ")")
     return text if len(text) <= 60 else text[:59] + "…"
 
