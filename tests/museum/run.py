@@ -51,7 +51,7 @@ IN_A_GATE = Plan(seeds=3, twin_examples=4, short=True)
 # -- one exhibit ----------------------------------------------------------------------------------------------------------
 
 
-class _Over(BaseException):
+class Over(BaseException):
     """Ends a search: something is found, or the budget is spent. Hypothesis would try an ordinary exception again."""
 
 
@@ -113,7 +113,7 @@ def search(exhibit: Exhibit, counted: int, seed: int, visit, phases=(Phase.gener
         nonlocal many
         key = repr((example.steps, example.layout, example.seed))
         if not shrinking and many >= counted:
-            raise _Over
+            raise Over
         if not shrinking and key in seen:
             return
         seen.add(key)
@@ -133,11 +133,11 @@ def hunt(room: Room, exhibit: Exhibit, seed: int) -> Hunt:
         found = room.caught(exhibit, example)
         if found:
             result.kind = " ".join(found.kind)
-            raise _Over
+            raise Over
 
     try:
         search(exhibit, budget(exhibit, BUDGET), seed, visit)
-    except _Over:
+    except Over:
         pass
     result.seconds = time.monotonic() - started
     return result
@@ -151,11 +151,11 @@ def twin(room: Room, exhibit: Exhibit, counted: int) -> str:
         found = room.judge(exhibit, f"{exhibit.id}_clean", example)
         if found:
             complaints.append(f"{found[0].sentence} on {example!r}")
-            raise _Over
+            raise Over
 
     try:
         search(exhibit, budget(exhibit, counted), 0, visit)
-    except _Over:
+    except Over:
         pass
     return next(iter(complaints), "")
 
