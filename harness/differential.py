@@ -90,8 +90,8 @@ def check(example: Example, worker, rules: Mapping[str, str], options: CheckOpti
         return _check_host(example, worker, rules)
     steps = _steps(example, rules, bool({"states", "interference"} & set(options.checks)))
     first, found = _run(example, steps, worker, options, run=0)
-    if found and found[0].check in ("raised", "fault"):
-        return found
+    if any(f.check in ("raised", "fault") for f in found):
+        return _unique(found)
     if "interference" in options.checks:
         second, later = _run(example, steps, worker, options, run=1)
         found += [f for f in later if f.check in ("raised", "fault", "memory")]
@@ -148,7 +148,8 @@ def _run(example: Example, steps: list[_Step], worker, options: CheckOptions,
         step = reply["steps"][0]
         observed = layouts.observe(placed, [(b, o, bytes(d)) for (b, o), d in zip(step["changes"], data)])
         if step["raised"]:
-            return done, [_raised(step["raised"], k, checks.written(placed, observed))]
+            seen = checks.memory(placed, step["findings"]) if "memory" in options.checks else []  # may be what made it raise
+            return done, [*(_at(f, k) for f in seen), _raised(step["raised"], k, checks.written(placed, observed))]
         found += [_at(f, k) for f in _inspect(placed, observed, step, planned, options)]
         done.append((placed, observed))
         prior = layouts.Prior(placed, observed, prior)

@@ -28,16 +28,18 @@ from harness import casefile, registry
 from harness.campaign import PROFILES
 from harness.client import ROOT, Fault, InfraError, UsageError, Worker, WorkerOptions
 from harness.differential import Example, check, harm
-from harness.findings import Found
+from harness.findings import CHECKS, CheckOptions, Found
 from harness.generation import fresh_examples
 from harness.mutants import Mutant, mutants
 from strategies import domain
 
 LEDGER = ROOT / "tests" / "meta" / "equivalent_mutants.toml"
 FIRST, GATE = 100, PROFILES["gate"].counted  # examples per transform: at first, and for what survived those
+MOST_RAISED = 30  # a mutant that raises on so many examples, and returns on none, is incompetent
 LEDGER_SHARE = 4  # one in so many of its examples is tried on a mutant of the ledger
-RUN_LIMIT = 10.0
+HANG, AT_LEAST = 20, 2.0  # a call is a hang after so many times its slowest example, and so many seconds
 MOST_OF_LEDGER = 0.15
+ONE_RUN = CheckOptions(checks=tuple(c for c in CHECKS if c != "interference"))
 
 KILLED, TIMEOUT, SURVIVED, INCOMPETENT = "killed", "timeout", "survived", "incompetent"
 
@@ -82,10 +84,10 @@ class Probe:
     seconds: float
     kills: Counter = field(default_factory=Counter)
 
-    def judge(self, worker) -> list[Found]:
+    def judge(self, worker, options: CheckOptions = CheckOptions()) -> list[Found]:
         if self.example.outside:
             return harm(self.example, self.example.outside, worker, self.rules)
-        return check(self.example, worker, self.rules)
+        return check(self.example, worker, self.rules, options)
 
     def reaches(self, mutant: Mutant) -> bool:
         return any(line in self.lines for line in range(mutant.lines[0], mutant.lines[1] + 1))
@@ -136,7 +138,7 @@ class Lane:
     def __init__(self, setup: Setup, scratch: Path):
         self.scratch = scratch
         contracts = list(registry.contracts().values())
-        options = dict(device="cpu", python=setup.python, run_limit=RUN_LIMIT)
+        options = dict(device="cpu", python=setup.python)
         self._original = Worker(WorkerOptions(setup.subject, paths=setup.paths, **options), contracts)
         nobody = scratch / "nobody"
         nobody.mkdir(parents=True)
@@ -167,7 +169,7 @@ class Lane:
             worker = _Tracing(self._original, target.file)
             probe = Probe(example, rules, frozenset(), 0.0)
             started = time.monotonic()
-            wrong = probe.judge(worker)
+            wrong = probe.judge(worker, ONE_RUN if target.ours else CheckOptions())
             if wrong and target.ours:
                 raise InfraError(f"{transform} is wrong before any mutation, on {example}: {wrong[0].sentence}")
             if not wrong and worker.lines:
@@ -182,6 +184,7 @@ class Lane:
 
     def hold(self, probes: list[Probe]) -> None:
         self._probes = probes
+        self._mutant.limits.run = max(AT_LEAST, HANG * max((p.seconds for p in probes), default=0.0))
 
     def attempt(self, target: Target, mutant: Mutant, text: str, share: int) -> Result:
         """Try a mutant until something is found; `share`: on one in so many of its examples."""
@@ -210,6 +213,8 @@ class Lane:
                 passed = True
             if raised and passed:
                 return _kill(result, mutant, *raised)
+            if raised and result.tried == MOST_RAISED:
+                break
         if raised:
             result.outcome, result.sentence = INCOMPETENT, raised[1].sentence
         return None
@@ -322,7 +327,8 @@ def _serve(pipe, setup: Setup, scratch: Path) -> None:
     except EOFError:
         return
     except Exception as error:  # the suite's own fault, or the user's: told to the command
-        pipe.send(("error", error if isinstance(error, (InfraError, UsageError)) else InfraError(f"{type(error).__name__}: {error}")))
+        known = isinstance(error, (InfraError, UsageError))
+        pipe.send(("error", error if known else InfraError(f"{type(error).__name__}: {error}")))
 
 
 # -- the ledger ---------------------------------------------------------------------------------------------------------
@@ -385,7 +391,7 @@ class Score:
                 "score": round(self.score, 4), "examples": self.examples, "seconds": round(self.seconds, 1)}
 
 
-def run(target: Target, lanes: Lanes, equivalent: dict[str, str], score: Score, say) -> None:
+def run(target: Target, lanes: Lanes, equivalent: dict[str, str], score: Score, budget: int, say) -> None:
     """Try every mutant of a target; `score` fills up as it goes, so that it is valid whenever the run ends."""
     started = time.monotonic()
     source = target.file.read_text()
@@ -396,7 +402,7 @@ def run(target: Target, lanes: Lanes, equivalent: dict[str, str], score: Score, 
     provided = lanes.everywhere("provided")[0]
     transforms = [t for t in provided if registry.contracts()[t].family in target.families]
     todo, first = list(found.values()), 0
-    for count in (FIRST, GATE):
+    for count in sorted({min(FIRST, budget), budget}):
         fresh = [p for group in lanes.spread("probes", ((target, t, first, count) for t in transforms)) for p in group]
         score.transforms, score.examples, first = len(transforms), score.examples + len(fresh), count
         lanes.everywhere("hold", fresh)
@@ -487,6 +493,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--subject-python", default=sys.executable, help="the interpreter that holds the subject")
     parser.add_argument("--family", action="append", choices=families(), help="with FILE: only transforms of this family")
     parser.add_argument("--ledger", type=Path, default=LEDGER, help="mutants argued to be equivalent")
+    parser.add_argument("--examples", type=int, default=GATE, help="of each transform, at most (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--list", action="store_true", help="print the mutants, and try none")
     parser.add_argument("-n", dest="lanes", type=int, default=os.cpu_count() or 1, help="parallel processes")
@@ -502,15 +509,17 @@ def main(given: list[str] | None = None) -> int:
                 for mutant in mutants(target.file.read_text(), target.functions):
                     print(f"{target.name}:{mutant.lines[0]}  {mutant.identity}")
             return 0
-        return _conclude(*_scores(chosen, equivalent, options), options)
+        progress = _Progress(options.json)
+        finished = _scores(chosen, equivalent, options, progress)
+        progress.write(finished)
+        return _conclude(progress.scores, finished)
     except (UsageError, InfraError) as error:
         print(f"ci/mutate: {error}")
         return 2
 
 
-def _scores(chosen: list[Target], equivalent: dict[str, dict[str, str]], options) -> tuple[list[Score], bool]:
-    scores: list[Score] = []
-    say = _Progress()
+def _scores(chosen: list[Target], equivalent: dict[str, dict[str, str]], options, progress) -> bool:
+    """Run every target; False if the user ended it."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         lanes, subject = None, None
         try:
@@ -520,32 +529,44 @@ def _scores(chosen: list[Target], equivalent: dict[str, dict[str, str]], options
                         lanes.close()
                     subject = target.subject
                     setup = Setup(subject, options.subject_python, tuple(options.subject_path))
-                    lanes = Lanes(setup, max(options.lanes, 1), Path(scratch) / str(len(scores)))
+                    lanes = Lanes(setup, max(options.lanes, 1), Path(scratch) / target.name)
                 score = Score(target.name, len(mutants(target.file.read_text(), target.functions)))
-                scores.append(score)
-                run(target, lanes, equivalent.get(target.name, {}) if target.ours else {}, score, say)
-                say.done(score)
+                progress.start(score)
+                run(target, lanes, equivalent.get(target.name, {}) if target.ours else {}, score,
+                    options.examples, progress)
+                progress.done(score)
         except KeyboardInterrupt:
-            return scores, True
+            return False
         finally:
             if lanes:
                 lanes.close()
-    return scores, False
+    return True
 
 
 class _Progress:
-    """A line every few seconds, and one for every finished target."""
+    """A line every few seconds, and one for every finished target; the report is kept up to date with them."""
 
-    def __init__(self):
-        self._last = time.monotonic()
+    def __init__(self, report: Path | None):
+        self._last, self._report = time.monotonic(), report
+        self.scores: list[Score] = []
+
+    def start(self, score: Score) -> None:
+        self.scores.append(score)
 
     def __call__(self, score: Score) -> None:
         if time.monotonic() - self._last > 5:
             self._last = time.monotonic()
             print(f"  {score.target}: {len(score.results)} of {score.total} mutants, {len(score.survivors)} survive so far, "
                   f"{score.seconds:.0f} s", flush=True)
+            self.write(finished=False)
+
+    def write(self, finished: bool) -> None:
+        if self._report:
+            targets = [{**s.row(), "stale": s.stale, "results": [asdict(r) for r in s.results]} for s in self.scores]
+            casefile.write(self._report, {"finished": finished, "targets": targets})
 
     def done(self, score: Score) -> None:
+        self.write(finished=False)
         print("  " + ", ".join(f"{k} {v}" for k, v in score.row().items()), flush=True)
         for result in score.survivors:
             print(f"SURVIVED  {score.target}:{result.line}  {result.mutant}  ({result.tried} examples) {result.sentence}")
@@ -553,14 +574,10 @@ class _Progress:
             print(f"STALE     {score.target}: the ledger has {text}")
 
 
-def _conclude(scores: list[Score], interrupted: bool, options) -> int:
+def _conclude(scores: list[Score], finished: bool) -> int:
     for line in table(scores):
         print(line)
-    if options.json:
-        content = {"interrupted": interrupted, "targets": [
-            {**s.row(), "stale": s.stale, "results": [asdict(r) for r in s.results]} for s in scores]}
-        casefile.write(options.json, content)
-    if interrupted:
+    if not finished:
         print("ci/mutate: interrupted; the table and the report hold what was done")
         return 1
     entered, every = sum(s.in_ledger for s in scores), sum(s.total for s in scores)
