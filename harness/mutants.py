@@ -18,7 +18,7 @@ class Operator:
     bug: str
     before: str
     after: str
-    edits: Callable[[ast.AST, "Scope"], Iterator[ast.AST]]
+    edits: Callable[[ast.AST, "Scope"], Iterator["ast.AST | tuple[ast.AST, ast.AST]"]]  # what stands for a node, or (part, new)
     launches: bool = False  # also applied to the functions that launch kernels
 
 
@@ -148,9 +148,9 @@ def _off_by_one(node, scope):
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], (ast.Lt, ast.GtE)):
         yield ast.Compare(node.left, node.ops, [_plus(node.comparators[0], -1)])
     if _called(node) == "load" or _stores(node):
-        yield _with(node, args=_swapped(node.args, 0, _plus(node.args[0], 1)))
+        yield node.args[0], _plus(node.args[0], 1)
     if _stores(node) and len(node.args) > 1:
-        yield _with(node, args=_swapped(node.args, 1, _plus(node.args[1], 1)))
+        yield node.args[1], _plus(node.args[1], 1)
     if _called(node) == "range" and len(node.args) > 1:
         yield _with(node, args=_swapped(node.args, 1, _plus(node.args[1], -1)))
         if len(node.args) == 2:
@@ -198,7 +198,8 @@ def _swap_arguments(node, scope):
     for i in range(1 if _called(node) == "where" else 0, len(node.args) - 1):
         a, b = node.args[i], node.args[i + 1]
         if not isinstance(a, ast.Starred) and not isinstance(b, ast.Starred) and ast.dump(a) != ast.dump(b):
-            yield _with(node, args=[*node.args[:i], b, a, *node.args[i + 2 :]])
+            span = dict(lineno=a.lineno, col_offset=a.col_offset, end_lineno=b.end_lineno, end_col_offset=b.end_col_offset)
+            yield ast.Tuple([a, b], ast.Load(), **span), ast.Tuple([b, a], ast.Load())
 
 
 def _drop_store(node, scope):
@@ -240,29 +241,28 @@ def _short_grid(node, scope):
     if _is_launch(node):
         grid = node.func.slice
         sizes = grid.elts if isinstance(grid, ast.Tuple) else [] if isinstance(grid, (ast.Lambda, ast.Name)) else [grid]
-        for i, size in enumerate(sizes):
+        for size in sizes:
             if _number(size) is None and not isinstance(size, ast.Starred):
-                short = ast.Call(ast.Name("max", ast.Load()), [_plus(size, -1), ast.Constant(1)], [])
-                grid = ast.Tuple(_swapped(sizes, i, short), ast.Load()) if isinstance(node.func.slice, ast.Tuple) else short
-                yield _with(node, func=ast.Subscript(node.func.value, grid, ast.Load()))
+                yield size, ast.Call(ast.Name("max", ast.Load()), [_plus(size, -1), ast.Constant(1)], [])
 
 
 OPERATORS = (
     Operator("drop-mask", "the unmasked access of a lane past the end",
              "tl.store(out + i, x, mask=i < n)", "tl.store(out + i, x)", _drop_mask),
-    Operator("drop-conjunct", "one of two bounds forgotten (rows but not columns; negative slots)",
+    Operator("drop-conjunct", "one of two bounds is forgotten (rows but not columns)",
              "(row < rows) & (column < width)", "row < rows", _drop_conjunct),
-    Operator("widen-mask", "bounds joined by or", "(row < rows) & (column < width)", "(row < rows) | (column < width)", _widen_mask),
+    Operator("widen-mask", "bounds joined by or",
+             "(row < rows) & (column < width)", "(row < rows) | (column < width)", _widen_mask),
     Operator("boundary", "`<=` for `<`: one cell too many, or too few", "column < width", "column <= width", _boundary),
     Operator("drop-clamp", "a length, top-k or slot that is not clamped, or a choice that is always taken",
              "tl.minimum(length, topk)", "length", _drop_clamp),
     Operator("off-by-one", "an offset, bound or stored value that is one off",
-             "tl.store(out + i, x)", "tl.store(out + i, x + 1)", _off_by_one),
+             "tl.store(out + i, x)", "out + i + 1", _off_by_one),
     Operator("floor", "the last, partial block or page is forgotten", "tl.cdiv(n, size)", "n // size", _floor, launches=True),
     Operator("drop-widening", "an offset past 2^31 elements wraps", "row.to(tl.int64) * width", "row", _drop_widening),
     Operator("other-stride", "rows addressed with the pitch of another tensor or dimension",
              "row * table_stride_0", "table_stride_1", _other_stride),
-    Operator("swap-arguments", "two arguments of a call changed places", "_rows(seq, extend)", "_rows(extend, seq)",
+    Operator("swap-arguments", "two arguments of a call changed places", "_kernel[(1,)](out, lengths)", "lengths, out",
              _swap_arguments, launches=True),
     Operator("drop-store", "an output that stays as it was", "tl.store(out + i, x)", "pass", _drop_store),
     Operator("wrong-axis", "the program's index along another axis of the grid",
@@ -270,8 +270,7 @@ OPERATORS = (
     Operator("drop-branch", "a mode or an option that is always taken, or never", "if HAS_REAL: pass", "True", _drop_branch),
     Operator("sentinel", "-1 for 0 as the value of what is not there, or 0 for -1",
              "tl.load(p, mask=m, other=0)", "tl.load(p, mask=m, other=-1)", _sentinel),
-    Operator("short-grid", "one program too few", "_kernel[(n, 1)](out)", "_kernel[max(n - 1, 1), 1](out)", _short_grid,
-             launches=True),
+    Operator("short-grid", "one program too few", "_kernel[(n, 1)](out)", "max(n - 1, 1)", _short_grid, launches=True),
 )
 
 
@@ -282,8 +281,13 @@ def mutants(source: str, functions: frozenset[str] | None = None) -> list[Mutant
     """Every mutant of the kernels of a file and of their launches, in order; `functions` limits to functions of these names.
 
     >>> text = '@triton.jit\\ndef k(out, n):\\n    i = tl.arange(0, 8)\\n    tl.store(out + i, i, mask=i < n)\\n'
-    >>> for m in mutants(text)[:3]: print(m.identity)
-    k: off-by-one: tl.arange(0, 8) -> pass
+    >>> for m in mutants(text): print(m.identity)
+    k: drop-mask: tl.store(out + i, i, mask=i < n) -> tl.store(out + i, i)
+    k: boundary: i < n -> i <= n
+    k: off-by-one: out + i -> out + i + 1
+    k: off-by-one: i -> i + 1
+    k: off-by-one: i < n -> i < n - 1
+    k: drop-store: tl.store(out + i, i, mask=i < n) -> pass
     """
     tree = ast.parse(source)
     starts = [0]
@@ -296,18 +300,23 @@ def mutants(source: str, functions: frozenset[str] | None = None) -> list[Mutant
         kernel = function.name in kernels
         if functions is not None and function.name not in functions:
             continue
-        scope = Scope(tuple(a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)), kernels)
+        scope = Scope(tuple(a.arg for a in (*function.args.posonlyargs, *function.args.args)), kernels)
         seen: Counter = Counter()
         for statement in _statements(function):
             for operator, node, new in _edits(statement, scope, kernel):
-                change = f"{ast.unparse(node)} -> {ast.unparse(new)}"
+                change = f"{_text(node)} -> {_text(new)}"
                 key = (operator.name, change)
                 span = tuple(starts[line - 1] + column for line, column in (
                     (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)))
-                text = ast.unparse(new) if isinstance(new, ast.Pass) else f"({ast.unparse(new)})"
+                text = _text(new) if isinstance(new, (ast.Pass, ast.Tuple)) else f"({_text(new)})"
                 found.append(Mutant(function.name, operator.name, change, seen[key], _lines(statement), span, text))
                 seen[key] += 1
     return found
+
+
+def _text(node: ast.AST) -> str:
+    """A node as Python; of the pair of arguments that change places, without parentheses."""
+    return ast.unparse(node)[1:-1] if isinstance(node, ast.Tuple) else ast.unparse(node)
 
 
 def _statements(function: ast.FunctionDef) -> Iterator[ast.stmt]:
@@ -339,9 +348,10 @@ def _edits(statement: ast.stmt, scope: Scope, kernel: bool) -> Iterator[tuple[Op
         if not (kernel or (operator.launches and launch)):
             continue
         for node in _own(statement):
-            for new in operator.edits(node, scope):
-                if ast.unparse(new) != ast.unparse(node):
-                    yield operator, node, new
+            for edit in operator.edits(node, scope):
+                part, new = edit if isinstance(edit, tuple) else (node, edit)
+                if _text(new) != _text(part):
+                    yield operator, part, new
         if operator.name == "drop-branch" and isinstance(statement, ast.If) and not isinstance(statement.test, ast.Constant):
             for new in _always_never(statement.test, scope):
                 yield operator, statement.test, new

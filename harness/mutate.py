@@ -8,6 +8,7 @@ and successful ones first, until a check finds something.
 
 import argparse
 import ast
+import json
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -30,14 +31,14 @@ from harness.client import ROOT, Fault, InfraError, UsageError, Worker, WorkerOp
 from harness.differential import Example, check, harm
 from harness.findings import CHECKS, CheckOptions, Found
 from harness.generation import fresh_examples
-from harness.mutants import Mutant, mutants
+from harness.mutants import OPERATORS, Mutant, mutants
 from strategies import domain
 
 LEDGER = ROOT / "tests" / "meta" / "equivalent_mutants.toml"
 FIRST, GATE = 100, PROFILES["gate"].counted  # examples per transform: at first, and for what survived those
 MOST_RAISED = 30  # a mutant that raises on so many examples, and returns on none, is incompetent
 LEDGER_SHARE = 4  # one in so many of its examples is tried on a mutant of the ledger
-HANG, AT_LEAST = 20, 2.0  # a call is a hang after so many times its slowest example, and so many seconds
+HANG = 3  # a call is a hang when it takes so many times as long as the slowest example, and two seconds
 MOST_OF_LEDGER = 0.15
 ONE_RUN = CheckOptions(checks=tuple(c for c in CHECKS if c != "interference"))
 
@@ -59,6 +60,11 @@ class Target:
     subject: str
     families: tuple[str, ...]
     functions: frozenset[str] | None = None
+    only: frozenset[str] | None = None
+
+    def mutants(self) -> list[Mutant]:
+        found = mutants(self.file.read_text(), self.functions)
+        return [m for m in found if self.only is None or m.identity in self.only]
 
     @property
     def ours(self) -> bool:
@@ -184,7 +190,7 @@ class Lane:
 
     def hold(self, probes: list[Probe]) -> None:
         self._probes = probes
-        self._mutant.limits.run = max(AT_LEAST, HANG * max((p.seconds for p in probes), default=0.0))
+        self._mutant.limits.run = 2.0 + HANG * max((p.seconds for p in probes), default=0.0)
 
     def attempt(self, target: Target, mutant: Mutant, text: str, share: int) -> Result:
         """Try a mutant until something is found; `share`: on one in so many of its examples."""
@@ -367,6 +373,7 @@ class Score:
     results: list[Result] = field(default_factory=list)
     equivalent: dict[str, str] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
+    not_called: list[str] = field(default_factory=list)
 
     def count(self, *outcomes: str) -> int:
         return sum(r.outcome in outcomes for r in self.results)
@@ -395,16 +402,18 @@ def run(target: Target, lanes: Lanes, equivalent: dict[str, str], score: Score, 
     """Try every mutant of a target; `score` fills up as it goes, so that it is valid whenever the run ends."""
     started = time.monotonic()
     source = target.file.read_text()
-    found = {m.identity: m for m in mutants(source, target.functions)}
+    found = {m.identity: m for m in target.mutants()}
     score.equivalent = {i: equivalent[i] for i in found if i in equivalent}
-    if target.functions is None:
+    if target.functions is None and target.only is None:
         score.stale = [f"{i}: there is no such mutant" for i in equivalent if i not in found]
     provided = lanes.everywhere("provided")[0]
     transforms = [t for t in provided if registry.contracts()[t].family in target.families]
-    todo, first = list(found.values()), 0
+    todo, first, retried = list(found.values()), 0, set()
     for count in sorted({min(FIRST, budget), budget}):
         fresh = [p for group in lanes.spread("probes", ((target, t, first, count) for t in transforms)) for p in group]
         score.transforms, score.examples, first = len(transforms), score.examples + len(fresh), count
+        if first == count and not target.ours and target.functions is None and not retried:
+            todo = _called(todo, fresh, score)
         lanes.everywhere("hold", fresh)
         retried = {m.identity for m in todo}
         score.results = [r for r in score.results if r.mutant not in retried]
@@ -423,6 +432,16 @@ def run(target: Target, lanes: Lanes, equivalent: dict[str, str], score: Score, 
     score.results.sort(key=lambda r: list(found).index(r.mutant))
 
 
+def _called(todo: list[Mutant], probes: list[Probe], score: Score) -> list[Mutant]:
+    """Of another's file, the mutants of those functions that the adapters call at all."""
+    lines = set().union(*(p.lines for p in probes))
+    called = {m.function for m in todo if any(line in lines for line in range(m.lines[0], m.lines[1] + 1))}
+    score.not_called = sorted({m.function for m in todo} - called)
+    kept = [m for m in todo if m.function in called]
+    score.total = len(kept)
+    return kept
+
+
 # -- what to mutate -----------------------------------------------------------------------------------------------------
 
 
@@ -436,19 +455,27 @@ def targets(options) -> list[Target]:
         if options.target:
             raise UsageError("--changed chooses the targets itself; give it or targets")
         return list(_changed(options.changed))
-    return [_target(text, options) for text in options.target or families()]
+    found = [_target(text, options) for text in options.target or families()]
+    if not options.again:
+        return found
+    try:
+        report = json.loads(options.again.read_text())["targets"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"--again {options.again}: no report of ci/mutate --json") from None
+    survived = {t["target"]: frozenset(r["mutant"] for r in t["results"] if r["outcome"] == SURVIVED) for t in report}
+    return [replace(t, only=survived[t.name]) for t in found if survived.get(t.name)]
 
 
 def _target(text: str, options) -> Target:
     name, _, function = text.partition(":")
     functions = frozenset({function}) if function else None
     if name in families() and options.subject == "kernels":
-        return _family(name, functions)
+        return family(name, functions)
     file = Path(name).resolve()
     if not file.is_file():
         raise UsageError(f"{text}: neither a family ({', '.join(families())}) nor a file")
     if file.parent == ROOT / "kernels":
-        return _family(file.stem, functions)
+        return family(file.stem, functions)
     among = tuple(options.family or families())
     for folder in map(Path.resolve, map(Path, options.subject_path)):
         if file.is_relative_to(folder):
@@ -458,7 +485,8 @@ def _target(text: str, options) -> Target:
     return Target(file.stem, file, file.parent, "file", str(file), among, functions)
 
 
-def _family(name: str, functions: frozenset[str] | None) -> Target:
+def family(name: str, functions: frozenset[str] | None = None) -> Target:
+    """Our kernels of a family."""
     folder = ROOT / "kernels"
     return Target(name, folder / f"{name}.py", folder, "family", "kernels", (name,), functions)
 
@@ -474,7 +502,7 @@ def _changed(base: str) -> Iterator[Target]:
         now = _functions(file.read_text())
         changed = frozenset(f for f, text in now.items() if old.get(f) != text)
         if changed:
-            yield _family(name, changed)
+            yield family(name, changed)
 
 
 def _functions(source: str) -> dict[str, str]:
@@ -488,6 +516,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("ci/mutate", description="Does the suite notice small edits of a kernel?")
     parser.add_argument("target", nargs="*", help="a family, or FILE[:function] (default: all our families)")
     parser.add_argument("--changed", metavar="BASE", help="only functions of our kernels that differ from a git revision")
+    parser.add_argument("--again", type=Path, metavar="REPORT", help="only what survived in a report of --json")
     parser.add_argument("--subject", default="kernels", help="whose adapters call FILE, where it is no subject itself")
     parser.add_argument("--subject-path", action="append", default=[], help="the folder that the subject imports FILE from")
     parser.add_argument("--subject-python", default=sys.executable, help="the interpreter that holds the subject")
@@ -495,6 +524,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--ledger", type=Path, default=LEDGER, help="mutants argued to be equivalent")
     parser.add_argument("--examples", type=int, default=GATE, help="of each transform, at most (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write everything to this file")
+    parser.add_argument("--operators", action="store_true", help="print the operators as a Markdown table")
     parser.add_argument("--list", action="store_true", help="print the mutants, and try none")
     parser.add_argument("-n", dest="lanes", type=int, default=os.cpu_count() or 1, help="parallel processes")
     return parser
@@ -502,11 +532,14 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments().parse_args(given)
+    if options.operators:
+        print(operators())
+        return 0
     try:
         chosen, equivalent = targets(options), ledger(options.ledger)
         if options.list:
             for target in chosen:
-                for mutant in mutants(target.file.read_text(), target.functions):
+                for mutant in target.mutants():
                     print(f"{target.name}:{mutant.lines[0]}  {mutant.identity}")
             return 0
         progress = _Progress(options.json)
@@ -530,7 +563,7 @@ def _scores(chosen: list[Target], equivalent: dict[str, dict[str, str]], options
                     subject = target.subject
                     setup = Setup(subject, options.subject_python, tuple(options.subject_path))
                     lanes = Lanes(setup, max(options.lanes, 1), Path(scratch) / target.name)
-                score = Score(target.name, len(mutants(target.file.read_text(), target.functions)))
+                score = Score(target.name, len(target.mutants()))
                 progress.start(score)
                 run(target, lanes, equivalent.get(target.name, {}) if target.ours else {}, score,
                     options.examples, progress)
@@ -570,6 +603,8 @@ class _Progress:
         print("  " + ", ".join(f"{k} {v}" for k, v in score.row().items()), flush=True)
         for result in score.survivors:
             print(f"SURVIVED  {score.target}:{result.line}  {result.mutant}  ({result.tried} examples) {result.sentence}")
+        if score.not_called:
+            print(f"  not called by the subject's adapters, not counted: {', '.join(score.not_called)}")
         for text in score.stale:
             print(f"STALE     {score.target}: the ledger has {text}")
 
@@ -587,6 +622,13 @@ def _conclude(scores: list[Score], finished: bool) -> int:
     return 1 if any(s.survivors or s.stale for s in scores) else 0
 
 
+def operators() -> str:
+    """The operators as a Markdown table."""
+    rows = [f"| {o.name} | {o.bug} | `{o.before.replace('|', chr(92) + '|')}` | `{o.after.replace('|', chr(92) + '|')}` |"
+            for o in OPERATORS]
+    return "\n".join(["| operator | the bug | of | makes |", "| --- | --- | --- | --- |", *rows])
+
+
 def table(scores: list[Score]) -> list[str]:
     """The scores as a Markdown table."""
     if not scores:
@@ -599,7 +641,8 @@ def table(scores: list[Score]) -> list[str]:
                       equivalent={})
         sums = {k: sum(w[k] for w in whole) for k in columns if k not in ("target", "score")}
         killed = total.count(KILLED, TIMEOUT)
-        sums |= {"target": "all", "score": round(killed / max(killed + sums["survived"], 1), 4), "seconds": round(sums["seconds"], 1)}
+        score = round(killed / max(killed + sums["survived"], 1), 4)
+        sums |= {"target": "all", "score": score, "seconds": round(sums["seconds"], 1)}
         rows.append([str(sums[k]) for k in columns])
     lines = [columns, ["---"] * len(columns), *rows]
     return ["", *("| " + " | ".join(cells) + " |" for cells in lines)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from harness.contract import (ANY_STRIDES, INT, INT32, ROWS_STRIDED, UNIT_STRIDE, Arg, Case, Contract, Kind, Precondition,
-                              Role, Scalar)
+                              Role, Scalar, beyond)
 from harness.hashing import kv_slots
 from harness.tensors import Input, Output, table, vector
 
@@ -423,7 +423,7 @@ def _negative(case):
 
 def slots_exist(source: str) -> Precondition:
     return Precondition("slots exist", "0 <= req_pool_indices < req_to_token.shape[0]", source,
-                        lambda c: first_request(c, slot=c.slots + 3))
+                        lambda c: tuple(first_request(c, slot=s) for s in beyond(c.slots) if c.requests))
 
 
 TABLE = Arg("req_to_token", Role.IN, ("1", "0"), INT32, "KV slot of every token of every request", ROWS_STRIDED,

@@ -31,7 +31,7 @@ import numpy as np
 
 from harness import floats, hashing
 from harness.contract import (ANY_STRIDES, INT, INT32, ROWS_STRIDED, Arg, Case, Contract, Kind, Precondition, Role, Scalar,
-                              Variant)
+                              Variant, beyond)
 from harness.tensors import Input, Output, Region, runs, table, vector
 
 FAR_ROWS = (*ROWS_STRIDED, "far")
@@ -608,7 +608,7 @@ def _too_narrow(case):
 
 _TABLE_PRECONDITIONS = (
     Precondition("slots exist", "0 <= req_pool_indices < req_to_token.shape[0]", "create_flashmla_kv_indices_triton: unchecked",
-                 lambda c: _first_request(c, slot=c.slots + 3)),
+                 lambda c: tuple(_first_request(c, slot=s) for s in beyond(c.slots) if c.requests)),
     Precondition("pages fit the row", "ceil(keys / page_size) <= max_blocks",
                  "create_flashmla_kv_indices_triton: unchecked; mla_metadata_sizes promises it", _too_narrow),
     Precondition("tokens exist", "the first token of every page is a column of req_to_token",
