@@ -36,6 +36,7 @@ from strategies import domain
 
 LEDGER = ROOT / "tests" / "meta" / "equivalent_mutants.toml"
 FIRST, GATE = 100, PROFILES["gate"].counted  # examples per transform: at first, and for what survived those
+OUTSIDE = 8  # for so many examples inside the contract, one that breaks each precondition
 MOST_RAISED = 30  # a mutant that raises on so many examples, and returns on none, is incompetent
 LEDGER_SHARE = 4  # one in so many of its examples is tried on a mutant of the ledger
 HANG = 3  # a call is a hang when it takes so many times as long as the slowest example, and two seconds
@@ -166,7 +167,8 @@ class Lane:
         rules = contract.rules(self._original.describe[transform]["variant"])
         examples = drawn(domain.of(contract), count)[first:]
         if target.ours:
-            broken = drawn(domain.outside(contract), count // 2)[first // 2 :]
+            each = 1 + sum(p.broken is not None for p in contract.preconditions)  # and ordinary examples, which are left out
+            broken = drawn(domain.outside(contract), each * count // OUTSIDE)[each * first // OUTSIDE :]
             examples += [e for e in broken if e.outside]
         found = []
         for example in examples:
