@@ -1,4 +1,5 @@
 """`ci/gate`: planted faults first, then every transform of every subject. Exit 0 clean, 1 a finding, 2 it could not run.
+A branch that changes kernels of ours owes `ci/mutate --changed main` as well, which mutates only the functions it changed.
 
 The lanes are pytest tests with the mark `gate`, so a red gate can be taken apart with `pytest -m gate -k ...`.
 """

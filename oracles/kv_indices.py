@@ -414,7 +414,13 @@ def first_request(case, **changes):
 
 def _too_narrow(case):
     """A request table that ends in the middle of its longest row, or one token short of it."""
-    return tuple(replace(case, table_extra=-n) for n in {1, case.columns() // 2} if case.columns() >= 2)
+    return tuple(replace(c, table_extra=-n) for c in (case, *at_the_end(case)) for n in {1, c.columns() // 2} if c.columns() >= 2)
+
+
+def at_the_end(case):
+    """The longest request alone, in the last row of the table, behind which there is nothing."""
+    longest = max(case.requests, key=case.reach, default=None)
+    return (replace(case, requests=(replace(longest, slot=case.slots - 1),), repeat=1),) if longest else ()
 
 
 def _negative(case):
