@@ -393,13 +393,15 @@ def create_extend_after_decode_spec_info(*, accept_tokens, seq_lens, accept_lens
 @dataclass(frozen=True, repr=False)
 class AssignDraftCacheLocs(_Batch):
     """`topk` branches of `num_steps` drafts per request. With several branches and pages every branch has whole pages, and
-    the first of them repeats the request's last, partly filled page. `extend_slip` spoils the first extend_len."""
+    the first of them repeats the request's last, partly filled page. `extend_slip` spoils the first extend_len, `copy_tail`
+    the length of the copy lists."""
 
     requests: tuple[Req, ...] = ()
     topk: int = 1
     num_steps: int = 2
     page_size: int = 1
     extend_slip: int = 0
+    copy_tail: int = 0
 
     def paged(self) -> bool:
         return self.page_size > 1 and self.topk > 1
@@ -432,8 +434,8 @@ class AssignDraftCacheLocs(_Batch):
             "extend_lens": vector(slipped, self.spare),
             "num_new_pages_per_topk": vector([self.branch_pages(r) for r in self.batch], self.spare),
             "last_page_lens_cumsum": vector(np.cumsum([self.partial(r) for r in self.batch], dtype=np.int64), self.spare),
-            "source_cache_loc": Output((self.copied() + self.spare,)),
-            "target_cache_loc": Output((self.copied() + self.spare,)),
+            "source_cache_loc": Output((self.copied() + self.spare + self.copy_tail,)),
+            "target_cache_loc": Output((self.copied() + self.spare + self.copy_tail,)),
         }
         return {
             "req_pool_indices": self.of_batch("slot"),
@@ -457,8 +459,8 @@ class AssignDraftCacheLocs(_Batch):
                 spans.append(Span(row, row + width, Region.FORBIDDEN))
                 continue
             r = owners[slot]
-            first = min(r.seq_len - self.partial(r) if self.paged() else r.seq_len, width)
-            last = min(self.reach(r), width)
+            first = max(min(r.seq_len - self.partial(r) if self.paged() else r.seq_len, width), 0)
+            last = max(min(self.reach(r), width), first)
             values = kv_slots(self.content, slot + 1, last, aligned=False)[first:]
             spans += [Span(row, row + first, Region.SLACK), Span(row + first, row + last, Region.LIVE, values),
                       Span(row + last, row + width, Region.SLACK)]
@@ -693,6 +695,8 @@ ASSIGN_DRAFT_CACHE_LOCS = Contract(
                      lambda c: replace(c, extend_slip=3) if c.paged() and c.batch else None),
         Precondition("out_cache_loc holds every new slot", "the sum of extend_lens <= len(out_cache_loc)", "unchecked",
                      lambda c: replace(c, tail=-1, spare=0) if c.batch else None),
+        Precondition("the copy lists hold every copy", "(topk - 1) * tokens on partial pages <= len", "unchecked",
+                     lambda c: replace(c, copy_tail=-1, spare=0) if c.paged() and c.copied() else None),
         Precondition("every request owns its row", "no two requests have one row", "one program per request, in no order"),
     ),
     capturable=True,
