@@ -563,7 +563,7 @@ def _scores(chosen: list[Target], equivalent: dict[str, dict[str, str]], options
                     if lanes:
                         lanes.close()
                     subject = target.subject
-                    setup = Setup(subject, options.subject_python, tuple(options.subject_path))
+                    setup = Setup(subject, options.subject_python, tuple(str(Path(p).resolve()) for p in options.subject_path))
                     lanes = Lanes(setup, max(options.lanes, 1), Path(scratch) / target.name)
                 score = Score(target.name, len(target.mutants()))
                 progress.start(score)

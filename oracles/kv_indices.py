@@ -414,7 +414,8 @@ def first_request(case, **changes):
 
 def _too_narrow(case):
     """A request table that ends in the middle of its longest row, or one token short of it."""
-    return tuple(replace(c, table_extra=-n) for c in (case, *at_the_end(case)) for n in {1, c.columns() // 2} if c.columns() >= 2)
+    return tuple(replace(c, table_extra=-n) for c in (case, *at_the_end(case)) if c.columns() >= 2
+                 for n in {1, c.columns() // 2})
 
 
 def at_the_end(case):
