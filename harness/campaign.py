@@ -35,6 +35,7 @@ class Profile:
     derandomize: bool
     database: bool = False
     later_seconds: float = 8.0
+    shrink: bool = True
 
     @property
     def most(self) -> int:
@@ -81,6 +82,10 @@ class _Abort(BaseException):
     """Carries an error of the suite past Hypothesis, which would try to shrink it."""
 
 
+class _Enough(BaseException):
+    """The budget is spent; Hypothesis need not draw what nobody will look at."""
+
+
 class Campaign:
     """Searches, shrinks and reports. Each round looks past the kinds of bug that earlier rounds reported."""
 
@@ -122,6 +127,8 @@ class Campaign:
                 self._search()
         except _Abort as abort:
             raise abort.args[0] from None
+        except _Enough:
+            return []
         except Flaky:
             return [self._confirmed(*self._failed)]
         except Finding as finding:
@@ -139,7 +146,7 @@ class Campaign:
 
         # Hypothesis keys its database and its derandomized seed on the name.
         one.__name__ = "check_" + re.sub(r"\W", "_", f"{Path(self.worker.options.subject).stem}_{self.contract.name}")
-        phases = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
+        phases = (Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if self.profile.shrink else []))
         profile = settings(
             max_examples=self.profile.most, derandomize=self.profile.derandomize, deadline=None, phases=phases,
             verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=True,
@@ -151,7 +158,7 @@ class Campaign:
         """Run one example and raise its first finding that was not reported yet."""
         spent = self.outcome.counted >= self.profile.counted and not self._known
         if self._failed is None and (spent or time.monotonic() > self._deadline):
-            return
+            raise _Enough
         try:
             example, found = self._judge(example)
         except Exception as error:  # the suite's own fault: Hypothesis must not shrink it

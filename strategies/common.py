@@ -1,5 +1,7 @@
 """What the families share: lengths that lean to the edges, and batch shapes."""
 
+import functools
+
 from hypothesis import strategies as st
 
 SHORT_EDGES = (0, 1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
@@ -11,17 +13,26 @@ def around(*values: int) -> tuple[int, ...]:
     return tuple(sorted({v + d for v in values for d in (-1, 0, 1) if v + d >= 0}))
 
 
+@functools.cache  # making a strategy costs more than drawing from it
 def lengths(*edges: int, least: int = 0, most: int = 300) -> st.SearchStrategy[int]:
     """A length from `least` to `most`: small, at an edge (of `edges` or the usual ones), or anything."""
     special = sorted(e for e in {*SHORT_EDGES, *LONG_EDGES, *edges} if least <= e <= most)
     return st.one_of(st.integers(least, min(least + 9, most)), st.sampled_from(special), st.integers(least, most))
 
 
+@functools.cache
+def any_slot(slots: int) -> st.SearchStrategy[int]:
+    """A row of the request table: one of the first, the last, or any."""
+    return st.one_of(st.integers(0, min(slots - 1, 3)), st.just(slots - 1), st.integers(0, slots - 1))
+
+
+@functools.cache
 def batch_floor() -> st.SearchStrategy[int]:
     """The least number of requests to draw: mostly 2, so that most batches are ragged, and shrinking towards none."""
     return st.sampled_from((0, 1) + (2,) * 14)
 
 
+@functools.cache
 @st.composite
 def many(draw, one_in: int) -> bool:
     """True once in `one_in`, for what makes a case large. Costs choices, so that shrinking prefers a few more requests."""
@@ -37,6 +48,7 @@ def repeats(draw, *block_sizes: int) -> int:
     return draw(st.sampled_from(block_sizes)) if draw(many(15)) else 1
 
 
+@functools.cache
 def spare() -> st.SearchStrategy[int]:
     """Capacity that a captured buffer has beyond the batch."""
     return st.sampled_from((0, 1, 0, 3))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from oracles.draft import (Accepted, AssignDraftCacheLocs, AssignDraftCacheLocsContiguous, AssignExtendCacheLocs,
                            AssignExtendCacheLocsUniform, AssignReqToTokenPool, CreateExtendAfterDecode, Extent, Req)
-from strategies.common import around, batch_floor, lengths, many, spare
+from strategies.common import any_slot, around, batch_floor, lengths, many, spare
 from strategies.kv_indices import DRAFT_PAGE_SIZES, REQUEST_BLOCK, TABLES, TREES
 
 WRITTEN_TABLES = ((4, 0), (4, 1), (5, 7), (9, 130), (40, 3))  # every row of an output is compared
@@ -17,11 +17,6 @@ def _frame(draw, tables) -> dict:
     slots, table_extra = draw(st.sampled_from(tables))
     return dict(slots=slots, table_extra=table_extra, spare=draw(spare()), tail=draw(st.sampled_from((0, 0, 1, 9))),
                 content=draw(st.integers(0, 255)))
-
-
-def _slots(frame: dict) -> st.SearchStrategy[int]:
-    last = frame["slots"] - 1
-    return st.one_of(st.integers(0, min(last, 3)), st.just(last), st.integers(0, last))
 
 
 def _batch(draw, request: st.SearchStrategy, most: int = 4) -> tuple:
@@ -40,9 +35,10 @@ def _more_than_a_block(draw, frame: dict, batch: tuple, shortened) -> tuple:
 def _extents(draw, frame: dict, repeatable: bool) -> tuple[Extent, ...]:
     """Ranges of new tokens, empty ones among them; behind them padded requests with no tokens, on any row."""
     count = st.one_of(st.integers(0, 8), st.sampled_from(around(32, 64, 128)), lengths(most=300))
-    request = st.builds(Extent, slot=_slots(frame), start=st.one_of(st.just(0), lengths(most=300)), count=count)
+    request = st.builds(Extent, slot=any_slot(frame["slots"]), start=st.one_of(st.just(0), lengths(most=300)), count=count)
     batch = _batch(draw, request)
-    padding = st.builds(Extent, slot=st.one_of(st.just(0), _slots(frame)), start=st.sampled_from((0, 1, 7)), count=st.just(0))
+    padding = st.builds(Extent, slot=st.one_of(st.just(0), any_slot(frame["slots"])), start=st.sampled_from((0, 1, 7)),
+                        count=st.just(0))
     batch += tuple(draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
     if repeatable:
         return _more_than_a_block(draw, frame, batch, lambda r: replace(r, count=r.count % 5))
@@ -69,8 +65,8 @@ def assign_extend_cache_locs(draw) -> AssignExtendCacheLocs:
 
 def _requests(draw, frame: dict, *edges: int) -> tuple[Req, ...]:
     """Requests of their own rows, then padded ones (length 1) on any."""
-    request = st.builds(Req, slot=_slots(frame), seq_len=lengths(*edges, most=300))
-    padding = st.builds(Req, slot=st.one_of(st.just(0), _slots(frame)), seq_len=st.just(1))
+    request = st.builds(Req, slot=any_slot(frame["slots"]), seq_len=lengths(*edges, most=300))
+    padding = st.builds(Req, slot=st.one_of(st.just(0), any_slot(frame["slots"])), seq_len=st.just(1))
     batch = _batch(draw, request) + tuple(draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
     return _more_than_a_block(draw, frame, batch, lambda r: r)
 
@@ -114,7 +110,7 @@ def assign_draft_cache_locs(draw) -> AssignDraftCacheLocs:
     length = lengths(*around(page, 2 * page), most=300)
     if draw(st.sampled_from((False, False, False, True))):
         length = st.integers(0, 300 // page).map(lambda n: n * page)
-    request = st.builds(Req, slot=_slots(frame), seq_len=length)
+    request = st.builds(Req, slot=any_slot(frame["slots"]), seq_len=length)
     most = 4
     if frame["slots"] == 40 and draw(many(5)):
         most = REQUEST_BLOCK + 4

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from oracles.kv_indices import DraftDecode, DraftDecodeSlices, FlashinferKvIndices, FlashmlaKvIndices, Req
-from strategies.common import around, batch_floor, lengths, many, spare
+from strategies.common import any_slot, around, batch_floor, lengths, many, spare
 
 FAR_WIDTH = 2**20
 TABLES = ((4, 0), (4, 1), (5, 7), (9, 130), (4, FAR_WIDTH), (4096, 0), (4096, FAR_WIDTH), (4096, FAR_WIDTH))
@@ -30,15 +30,10 @@ def _frame(draw, page_sizes) -> dict:
     )
 
 
-def _slots(frame: dict) -> st.SearchStrategy[int]:
-    last = frame["slots"] - 1
-    return st.one_of(st.integers(0, min(last, 3)), st.just(last), st.integers(0, last))
-
-
 def _batch(draw, frame: dict, request: st.SearchStrategy, most: int) -> tuple[Req, ...]:
     """Real requests own distinct slots; padded ones (length 1) stand behind them on any slot, also another's."""
     real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=most, unique_by=lambda r: r.slot))
-    padding = st.builds(Req, slot=st.one_of(st.just(0), _slots(frame)), length=st.just(1))
+    padding = st.builds(Req, slot=st.one_of(st.just(0), any_slot(frame["slots"])), length=st.just(1))
     return (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
 
 
@@ -49,7 +44,7 @@ def create_flashinfer_kv_indices(draw, max_requests: int = 4) -> FlashinferKvInd
     gap = st.sampled_from((0, 0, 0, 1, 5))
     start = st.one_of(st.just(0), lengths(most=200))
     length = st.one_of(lengths(*around(512, 1024), most=1100), lengths(most=300))
-    request = st.builds(Req, slot=_slots(frame), length=length, start=start, gap=gap)
+    request = st.builds(Req, slot=any_slot(frame["slots"]), length=length, start=start, gap=gap)
     batch = _batch(draw, frame, request, max_requests)
     return FlashinferKvIndices(batch, starts=draw(st.booleans()), tail=draw(st.sampled_from((0, 0, 1, 70))), **frame)
 
@@ -60,7 +55,7 @@ def create_flashmla_kv_indices(draw, max_requests: int = 4) -> FlashmlaKvIndices
     frame = draw(_frame(PAGE_SIZES))
     page = frame["page_size"]
     length = st.one_of(lengths(*around(page, 2 * page, 4096), most=4161), lengths(most=300))
-    request = st.builds(Req, slot=_slots(frame), length=length, start=st.one_of(st.just(0), lengths(page, most=200)))
+    request = st.builds(Req, slot=any_slot(frame["slots"]), length=length, start=st.one_of(st.just(0), lengths(page, most=200)))
     batch = _batch(draw, frame, request, max_requests)
     return FlashmlaKvIndices(batch, starts=draw(st.sampled_from((False, True))), row_extra=draw(st.sampled_from((0, 0, 1, 9))),
                              row_spare=draw(st.sampled_from((0, 0, 2))), **frame)
@@ -73,7 +68,7 @@ def generate_draft_decode_kv_indices(draw, max_programs: int = 16) -> DraftDecod
     num_steps, topk = draw(st.sampled_from(TREES))
     page = frame["page_size"]
     length = st.one_of(lengths(*around(page, 2 * page), most=300), lengths(page, most=64))
-    request = st.builds(Req, slot=_slots(frame), length=length)
+    request = st.builds(Req, slot=any_slot(frame["slots"]), length=length)
     batch = _batch(draw, frame, request, max(2, max_programs // (num_steps * topk)))
     if draw(many(12)) and batch:
         batch = tuple(replace(r, length=r.length % 9) for r in batch)
@@ -99,7 +94,7 @@ def draft_decode_slices(draw, max_requests: int = 6) -> DraftDecodeSlices:
 
 
 def _slot_of(captured) -> st.SearchStrategy[int]:
-    return _slots({"slots": captured.slots})
+    return any_slot(captured.slots)
 
 
 @st.composite

@@ -1,5 +1,6 @@
 """Memory layouts: how each tensor of a case lies in memory, drawn in one go and shrinking to the default."""
 
+import functools
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -12,8 +13,19 @@ from harness.layout import Layout, Place
 def places(contract: Contract, name: str) -> st.SearchStrategy[Place]:
     """A layout kind, dtype and guarded end that the contract allows for one tensor."""
     arg = contract.arg(name)
-    return st.builds(Place, kind=st.sampled_from(arg.layouts), dtype=st.sampled_from((None, *arg.dtypes[1:])),
+    return _places(arg.layouts, arg.dtypes)
+
+
+# Hypothesis spends more time on making and validating a strategy than on drawing from it; what is drawn often is made once.
+@functools.cache
+def _places(kinds: tuple[str, ...], dtypes: tuple[str, ...]) -> st.SearchStrategy[Place]:
+    return st.builds(Place, kind=st.sampled_from(kinds), dtype=st.sampled_from((None, *dtypes[1:])),
                      guard=st.sampled_from(("right", "left")))
+
+
+@functools.cache
+def _few(names: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(names), max_size=6, unique=True)
 
 
 @st.composite
@@ -30,7 +42,7 @@ def layouts(draw, case: Case) -> Layout:
     for name in names if rare else ():
         if rare in contract.arg(name).layouts:
             chosen[name] = replace(chosen.get(name, Place()), kind=rare)
-    for name in draw(st.lists(st.sampled_from(names), max_size=6, unique=True)):
+    for name in draw(_few(tuple(names))):
         chosen[name] = draw(places(contract, name))
     for name in names:
         leader = chosen.get(contract.arg(name).dtype_of)

@@ -1,11 +1,12 @@
 """Cases of the metadata family."""
 
+import functools
 from dataclasses import replace
 
 from hypothesis import strategies as st
 
 from oracles.metadata import Decode, DraftExtend, ExtendReq, Req, TargetVerify
-from strategies.common import around, batch_floor, lengths, many, spare
+from strategies.common import any_slot, around, batch_floor, lengths, many, spare
 
 PAGE_SIZES = (1, 64, 2, 16, 32, 128)
 FAR_WIDTH = 2**20
@@ -39,15 +40,19 @@ def _lengths(frame: dict) -> st.SearchStrategy[int]:
     return lengths(*edges, most=2100 if frame["wide"] else 4161)
 
 
-def _slots(frame: dict) -> st.SearchStrategy[int]:
-    last = frame["slots"] - 1
-    return st.one_of(st.integers(0, min(last, 3)), st.just(last), st.integers(0, last))
+@functools.cache
+def _request(slots: st.SearchStrategy, lengths: st.SearchStrategy) -> st.SearchStrategy[Req]:
+    return st.builds(Req, slot=slots, seq_len=lengths)
+
+
+_ONE = st.just(1)
+_PADDED = st.sampled_from((0, 0, 2))
 
 
 def _batch(draw, frame: dict, request: st.SearchStrategy, padding: st.SearchStrategy, most: int) -> tuple:
     """Real requests own distinct slots; padded ones stand behind them on any slot, also another's."""
     real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=most, unique_by=lambda r: r.slot))
-    batch = (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
+    batch = (*real, *draw(st.lists(padding, max_size=draw(_PADDED))))
     if draw(many(10)) and batch:
         frame.update(repeat=-(-(REQUEST_BLOCK + 1) // len(batch)), backends=1, max_extra=min(frame["max_extra"], 1))
         batch = tuple(_shortened(r) for r in batch)
@@ -66,8 +71,7 @@ def _shortened(request: Req | ExtendReq) -> Req | ExtendReq:
 def decode_metadata(draw, max_requests: int = 4) -> Decode:
     """Ragged decode batches with zero-length requests and padded rows (length 1, stale slot)."""
     frame = draw(_frame())
-    request = st.builds(Req, slot=_slots(frame), seq_len=_lengths(frame))
-    padding = st.builds(Req, slot=_slots(frame), seq_len=st.just(1))
+    request, padding = _request(any_slot(frame["slots"]), _lengths(frame)), _request(any_slot(frame["slots"]), _ONE)
     return Decode(_batch(draw, frame, request, padding, max_requests), **frame)
 
 
@@ -75,8 +79,7 @@ def decode_metadata(draw, max_requests: int = 4) -> Decode:
 def target_verify_metadata(draw, max_requests: int = 3) -> TargetVerify:
     """Draft widths 1 to 8, with and without the two-dimensional lengths."""
     frame = draw(_frame())
-    request = st.builds(Req, slot=_slots(frame), seq_len=_lengths(frame))
-    padding = st.builds(Req, slot=_slots(frame), seq_len=st.just(1))
+    request, padding = _request(any_slot(frame["slots"]), _lengths(frame)), _request(any_slot(frame["slots"]), _ONE)
     batch = _batch(draw, frame, request, padding, max_requests)
     width = draw(st.sampled_from((1, 2, 3, 4, 2, 3, 5, 8)))
     return TargetVerify(batch, draft_tokens=width, ctx_lens=draw(st.booleans()), **frame)
@@ -93,8 +96,8 @@ def draft_extend_metadata(draw, max_requests: int = 4) -> DraftExtend:
     def real(slot: int, new: int, prefix: int) -> ExtendReq:
         return ExtendReq(slot, prefix + new, new)
 
-    request = st.builds(real, _slots(frame), extend, _lengths(frame))
-    padding = st.builds(ExtendReq, slot=_slots(frame), seq_len=st.just(1), extend_len=st.just(width))
+    request = st.builds(real, any_slot(frame["slots"]), extend, _lengths(frame))
+    padding = st.builds(ExtendReq, slot=any_slot(frame["slots"]), seq_len=st.just(1), extend_len=st.just(width))
     batch = _batch(draw, frame, request, padding, max_requests)
     return DraftExtend(batch, static=static, extend_extra=draw(st.sampled_from((0, 1))), **frame)
 
@@ -113,7 +116,7 @@ def _replayed(draw, captured, request: st.SearchStrategy, padding: st.SearchStra
 
 
 def _slot_of(captured) -> st.SearchStrategy[int]:
-    return _slots({"slots": captured.slots})
+    return any_slot(captured.slots)
 
 
 def decode_metadata_replay(captured: Decode) -> st.SearchStrategy[Decode]:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from oracles.mla_block_table import (CalcPaddedBlocks, MlaBlockTable, MlaMetadata, MlaMetadataSizes, MlaMultiStepDraft,
                                      PadDraftExtendQuery, PadSequenceWithMask, Req, Tokens, UnpadDraftExtendOutput)
-from strategies.common import around, batch_floor, lengths, many, repeats, spare
+from strategies.common import any_slot, around, batch_floor, lengths, many, repeats, spare
 
 PAGE_SIZES = (64, 32, 16, 128, 1, 2)
 MODES = ("decode", "target_verify", "draft_extend")
@@ -87,10 +87,6 @@ def _frame(draw) -> dict:
     )
 
 
-def _slots(count: int) -> st.SearchStrategy[int]:
-    return st.one_of(st.integers(0, min(count - 1, 3)), st.just(count - 1), st.integers(0, count - 1))
-
-
 def _most(page_size: int) -> int:
     """Longest drawn sequence: 8,192 keys and more on pages of 16 tokens or more."""
     return 8300 if page_size >= 16 else 1100
@@ -108,7 +104,7 @@ def mla_block_table(draw, max_requests: int = 4) -> MlaBlockTable:
     """Decode, verify, ragged and captured draft extends; tables as wide as padded or as needed."""
     frame, mode, width = draw(_frame()), draw(st.sampled_from((*MODES, "draft_extend"))), draw(st.integers(1, 8))
     ragged = mode == "draft_extend" and draw(st.sampled_from((True, True, False)))
-    slots = _slots(frame["slots"])
+    slots = any_slot(frame["slots"])
     request = _real(slots, _seq(frame["page_size"], _most(frame["page_size"])), width)
     batch = draw(_batch(request, st.builds(Req, slots, st.just(1), st.just(width)), max_requests))
     if draw(many(15)) and batch:
@@ -121,7 +117,7 @@ def mla_block_table(draw, max_requests: int = 4) -> MlaBlockTable:
 def mla_multi_step_draft(draw, max_requests: int = 3) -> MlaMultiStepDraft:
     """2 to 8 steps, with and without the template's buffers; padded requests at position 0 or at their length."""
     frame, steps = draw(_frame()), draw(st.sampled_from((2, 3, 4, 5, 3, 8)))
-    slots = _slots(frame["slots"])
+    slots = any_slot(frame["slots"])
     seq = _seq(frame["page_size"], min(_most(frame["page_size"]), 4200))
     real = draw(st.lists(st.builds(Req, slots, seq), min_size=draw(batch_floor()), max_size=max_requests,
                          unique_by=lambda r: r.slot))
@@ -188,7 +184,7 @@ def mla_block_table_replay(draw, captured: MlaBlockTable) -> MlaBlockTable:
     """As many requests as captured: some new, the rest padded. Replays never clear the rest of a row."""
     count, width, most = len(captured.batch), captured.draft_tokens, min(_room(captured), 4300)
     added = width if captured.mode == "target_verify" else max(width, captured.widest) if captured.ragged else 0
-    slots = _slots(captured.slots)
+    slots = any_slot(captured.slots)
     if most < added + 1:
         return replace(captured, content=draw(st.integers(0, 255)))
     seq = lengths(*around(captured.page_size), most=most - added)
@@ -202,7 +198,7 @@ def mla_block_table_replay(draw, captured: MlaBlockTable) -> MlaBlockTable:
 @st.composite
 def mla_multi_step_draft_replay(draw, captured: MlaMultiStepDraft) -> MlaMultiStepDraft:
     """No request longer than the one captured in its place, so that the template's lists fit; the last ones may idle."""
-    slots, idle = _slots(captured.slots), draw(st.integers(0, len(captured.batch)))
+    slots, idle = any_slot(captured.slots), draw(st.integers(0, len(captured.batch)))
     real = len(captured.batch) - idle
     batch = tuple(Req(draw(slots), draw(lengths(most=r.seq_len)) if i < real else min(r.seq_len, 1))
                   for i, r in enumerate(captured.batch))

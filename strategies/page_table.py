@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from oracles.page_table import (KINDS, MODES, CuSeqlensQ, ExtendReq, GatherPageTable, MaxSeqLenQ, PageTable1Flattened,
                                 PrefixReq, RealPageTable, Req, TopkIndicesOffset)
-from strategies.common import around, batch_floor, lengths, many, repeats, spare
+from strategies.common import any_slot, around, batch_floor, lengths, many, repeats, spare
 
 PAGE_SIZES = (64, 1, 2, 16, 32, 128, 3)
 WIDTHS = (1, 2, 3, 4, 5, 8)
@@ -20,10 +20,6 @@ def _lengths() -> st.SearchStrategy[int]:
     return lengths(*around(COLUMN_BLOCK), most=2100)
 
 
-def _slots(slots: int) -> st.SearchStrategy[int]:
-    return st.one_of(st.integers(0, min(slots - 1, 3)), st.just(slots - 1), st.integers(0, slots - 1))
-
-
 @st.composite
 def gather_page_table(draw, max_requests: int = 4) -> GatherPageTable:
     """One row per request, `draft_tokens` rows, ragged rows (0 among them), and selections (none and all among them).
@@ -32,8 +28,8 @@ def gather_page_table(draw, max_requests: int = 4) -> GatherPageTable:
     """
     slots, table_extra = draw(st.sampled_from(TABLES))
     rows, selected = st.integers(0, 5), st.sampled_from((True, True, False))
-    request = st.builds(Req, slot=_slots(slots), seq_len=_lengths(), rows=rows, selected=selected)
-    padding = st.builds(Req, slot=_slots(slots), seq_len=st.just(1), rows=rows, selected=selected)
+    request = st.builds(Req, slot=any_slot(slots), seq_len=_lengths(), rows=rows, selected=selected)
+    padding = st.builds(Req, slot=any_slot(slots), seq_len=st.just(1), rows=rows, selected=selected)
     real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=max_requests, unique_by=lambda r: r.slot))
     batch = (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
     mode = draw(st.sampled_from(("widths", "ragged", "selection", "widths", "both")))
@@ -64,7 +60,7 @@ def gather_page_table_replay(draw, captured: GatherPageTable) -> GatherPageTable
     requests = []
     for r in captured.batch:
         length = draw(st.one_of(st.just(min(1, most)), lengths(most=most)))
-        requests.append(Req(draw(_slots(captured.slots)), length, draw(st.integers(0, r.rows)), r.selected))
+        requests.append(Req(draw(any_slot(captured.slots)), length, draw(st.integers(0, r.rows)), r.selected))
     case = replace(captured, requests=tuple(requests), times=1, max_extra=0, content=draw(st.integers(0, 255)))
     return replace(case, max_extra=most - case.max_len(), row_spare=captured.row_spare + captured.rows() - case.rows())
 

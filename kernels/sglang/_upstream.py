@@ -1,8 +1,10 @@
 """Reaching the kernels of an installed SGLang without importing the rest of it."""
 
 import ast
+import functools
 import importlib
 import importlib.util
+import re
 import sys
 import types
 from pathlib import Path
@@ -10,6 +12,10 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
+
+HOMES = ("kernels/ops", "srt/layers/attention", "srt/speculative", "srt/mem_cache")
+OTHER_MODELS = ("dsv4", "kpool")  # kernels of the same names for caches of another layout
+_DEFINITION = re.compile(r"^ *def (\w+)\(", re.MULTILINE)
 
 
 def root() -> Path | None:
@@ -45,16 +51,74 @@ def module(name: str) -> types.ModuleType | None:
     return importlib.import_module(name)
 
 
-def jit_functions(path: str) -> types.SimpleNamespace | None:
-    """Only the `@triton.jit` functions of a file, for modules that import too much; None if there is no such file."""
+def file_of(name: str) -> str | None:
+    """The file, relative to the package, that defines a function (or method) of this name; None if this version has none.
+
+    Kernels moved between files from version to version, hardly ever changing their names."""
     folder = root()
-    if folder is None or not (folder / path).exists():
-        return None
-    tree = ast.parse((folder / path).read_text())
-    kept = [node for node in tree.body if isinstance(node, ast.FunctionDef) and any(_is_jit(d) for d in node.decorator_list)]
+    return _definitions(folder).get(name) if folder else None
+
+
+@functools.cache
+def _definitions(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for home in HOMES:
+        for path in sorted((folder / home).rglob("*.py")):
+            place = path.relative_to(folder).as_posix()
+            if not any(other in place for other in OTHER_MODELS):
+                for name in _DEFINITION.findall(path.read_text(errors="replace")):
+                    found.setdefault(name, place)
+    return found
+
+
+def kernel(*names: str):
+    """The `@triton.jit` function of the first of these names that this version has, or None.
+
+    Of its file only such functions and the constants that they read are executed."""
+    for name in names:
+        if path := file_of(name):
+            return getattr(_jit_functions(path), name, None)
+    return None
+
+
+def home(function: str) -> types.ModuleType | None:
+    """The imported module that defines a function; None if this version has no such function."""
+    path = file_of(function)
+    return module("sglang." + path.removesuffix(".py").replace("/", ".")) if path else None
+
+
+@functools.cache
+def _jit_functions(path: str) -> types.SimpleNamespace:
+    tree = ast.parse((root() / path).read_text())
+    kept = [node for node in tree.body if _is_constant(node) or _is_kernel(node)]
+    for node in kept:
+        if isinstance(node, ast.FunctionDef):
+            node.decorator_list = [d for d in node.decorator_list if _is_jit(d)]  # upstream's own caches are left out
     scope = {"torch": torch, "triton": triton, "tl": tl, "__name__": f"sglang_jit.{Path(path).stem}"}
-    exec(compile(ast.Module(kept, []), str(folder / path), "exec"), scope)
-    return types.SimpleNamespace(**{node.name: scope[node.name] for node in kept})
+    exec(compile(ast.Module(kept, []), str(root() / path), "exec"), scope)
+    return types.SimpleNamespace(**scope)
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    """`NAME = 4096`, `NAME: tl.constexpr = 4096`, `NAME = tl.constexpr(OTHER_NAME)`."""
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+        return False
+    value = node.value
+    if isinstance(value, ast.Call) and ast.unparse(value.func) in ("tl.constexpr", "triton.language.constexpr"):
+        return isinstance(value.args[0], (ast.Constant, ast.Name))
+    return isinstance(value, ast.Constant)
+
+
+def source(name: str) -> str:
+    """The text of the function that `file_of` finds, or ''."""
+    path = file_of(name)
+    text = (root() / path).read_text() if path else ""
+    return next((ast.get_source_segment(text, node) for node in ast.walk(ast.parse(text))
+                 if isinstance(node, ast.FunctionDef) and node.name == name), "")
+
+
+def _is_kernel(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and any(_is_jit(d) for d in node.decorator_list)
 
 
 def _is_jit(decorator: ast.expr) -> bool:

@@ -9,23 +9,15 @@ import triton
 from . import _upstream
 
 VERSION = _upstream.version()
-_old = _upstream.jit_functions("srt/speculative/spec_utils.py")
-_old_v2 = _upstream.jit_functions("srt/speculative/eagle_info_v2.py")
-_new = _upstream.jit_functions("kernels/ops/speculative/cache_locs.py")
-_new_pool = _upstream.jit_functions("srt/mem_cache/allocation.py")
-
-
-def _first(name: str, *homes):
-    return next((getattr(home, name) for home in homes if hasattr(home, name)), None)
-
-
-_into_table = _first("assign_req_to_token_pool", _new_pool, _old)
-_from_table = _first("assign_extend_cache_locs", _new, _old_v2)
-_uniform = _first("assign_extend_cache_locs_uniform", _new)
-_after_decode = _first("create_extend_after_decode_spec_info", _old)
-_draft = _first("assign_draft_cache_locs", _old)
-_contiguous = _first("assign_draft_cache_locs_contiguous", _new)
-_contiguous_old = _first("assign_draft_cache_locs_page_size_1", _old_v2)
+_into_table = _upstream.kernel("assign_req_to_token_pool")
+_from_table = _upstream.kernel("assign_extend_cache_locs")
+_uniform = _upstream.kernel("assign_extend_cache_locs_uniform")
+_after_decode = _upstream.kernel("create_extend_after_decode_spec_info")
+_draft = _upstream.kernel("assign_draft_cache_locs")
+_contiguous = _upstream.kernel("assign_draft_cache_locs_contiguous")
+_contiguous_old = _upstream.kernel("assign_draft_cache_locs_page_size_1")
+if _draft and "duplicate_cache_len" not in _draft.arg_names:
+    _draft = None  # before 0.5.6 it neither compacts nor lists what to copy: another transform
 
 _GONE = "this SGLang has no kernel of this name"
 MISSING = {name: _GONE for name, kernel in (

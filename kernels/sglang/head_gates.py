@@ -7,25 +7,23 @@ import torch
 from . import _upstream
 
 VERSION = _upstream.version()
-_HOME = "srt/layers/attention/dsa/dsa_indexer.py"
 _GATES = ("project_and_scale_head_gates", "apply_q_scale_and_softmax_scale", "logits_head_gate", "fused_logits_head_gate")
 
 
-def _method(path: str, name: str):
+def _method(name: str):
     """A static method of a module that imports too much, without its decorators; None if this version has none."""
-    folder = _upstream.root()
-    if folder is None or not (folder / path).exists():
+    path = _upstream.file_of(name)
+    if path is None:
         return None
-    nodes = [n for n in ast.walk(ast.parse((folder / path).read_text())) if isinstance(n, ast.FunctionDef) and n.name == name]
-    if not nodes:
-        return None
+    code = (_upstream.root() / path).read_text()
+    nodes = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef) and n.name == name]
     nodes[0].decorator_list = []
     scope = {"torch": torch, "__name__": f"sglang_method.{name}"}
-    exec(compile(ast.Module(nodes[:1], []), str(folder / path), "exec"), scope)
+    exec(compile(ast.Module(nodes[:1], []), path, "exec"), scope)
     return scope[name]
 
 
-_guarded = _method(_HOME, "_update_rope_guarded")
+_guarded = _method("_update_rope_guarded")
 MISSING = {name: "SGLang's head gates are compiled PyTorch, not Triton kernels" for name in _GATES}
 if not _guarded:
     MISSING["update_rope_guarded"] = "this SGLang has no _update_rope_guarded"

@@ -8,39 +8,35 @@ from . import _upstream
 VERSION = _upstream.version()
 
 
-def _first(*paths: str):
-    """The jit functions of the first file that this version has."""
-    return next((found for found in map(_upstream.jit_functions, paths) if found), None)
-
-
-_cache = _first("kernels/ops/kvcache/dsa_index_k_cache.py", "srt/layers/attention/nsa/index_buf_accessor.py")
-_quant = _first("kernels/ops/quantization/dsa_quant_k_cache.py", "srt/layers/attention/nsa/quant_k_cache.py")
-_dequant = _first("kernels/ops/attention/dsa/dequant_k_cache.py", "srt/layers/attention/nsa/dequant_k_cache.py")
 
 VARIANTS = {"quantize_k_cache": {"scale": "fp32", "tiny": "undefined"}}
-_KERNELS = {
-    "get_k": (_cache, "_get_k_triton_kernel"), "get_s": (_cache, "_get_s_triton_kernel"),
-    "get_k_and_s": (_cache, "_get_k_and_s_triton_kernel"), "set_k_and_s": (_cache, "_set_k_and_s_triton_kernel"),
-    "quantize_k_cache": (_quant, "_quantize_k_cache_fast_kernel"),
-    "dequantize_k_cache": (_dequant, "_dequantize_k_cache_fast_kernel"),
-    "dequantize_k_cache_paged": (_dequant, "_dequantize_k_cache_paged_kernel"),
+_NAMES = {
+    "get_k": "_get_k_triton_kernel", "get_s": "_get_s_triton_kernel", "get_k_and_s": "_get_k_and_s_triton_kernel",
+    "set_k_and_s": "_set_k_and_s_triton_kernel", "quantize_k_cache": "_quantize_k_cache_fast_kernel",
+    "dequantize_k_cache": "_dequantize_k_cache_fast_kernel", "dequantize_k_cache_paged": "_dequantize_k_cache_paged_kernel",
 }
-MISSING = {name: f"this SGLang has no {kernel}" for name, (home, kernel) in _KERNELS.items() if not hasattr(home, kernel)}
+_kernels = {contract: _upstream.kernel(name) for contract, name in _NAMES.items()}
+MISSING = {contract: f"this SGLang has no {_NAMES[contract]}" for contract, kernel in _kernels.items() if kernel is None}
 MISSING["fused_store_index_cache"] = "fused_store_index_k_cache is CUDA C++ and needs a GPU"
-_PRESHUFFLES = _cache is not None and "PRESHUFFLE_TILE" in getattr(_cache, "_set_k_and_s_triton_kernel").arg_names
+_PRESHUFFLES = "set_k_and_s" not in MISSING and "PRESHUFFLE_TILE" in _kernels["set_k_and_s"].arg_names
+_BATCHED = "get_k_and_s" not in MISSING and "seq_len_num_pow" in _kernels["get_k_and_s"].arg_names
 
 
 def _get_k(*, buf, page_indices, k_out, seq_len, page_size):
-    _cache._get_k_triton_kernel[(seq_len,)](buf, page_indices, k_out, seq_len, page_size, buf.shape[1], 128, BLOCK_SIZE=128)
+    _kernels["get_k"][(seq_len,)](buf, page_indices, k_out, seq_len, page_size, buf.shape[1], 128, BLOCK_SIZE=128)
 
 
 def _get_s(*, buf, page_indices, s_out, seq_len, page_size):
-    _cache._get_s_triton_kernel[(seq_len,)](buf, page_indices, s_out, seq_len, page_size, buf.shape[1], page_size * 128)
+    _kernels["get_s"][(seq_len,)](buf, page_indices, s_out, seq_len, page_size, buf.shape[1], page_size * 128)
 
 
 def _get_k_and_s(*, buf, page_indices, seq_lens, k_out, s_out, seq_len_sum, max_seq_len, page_size):
     requests = seq_lens.shape[0]
-    _cache._get_k_and_s_triton_kernel[(requests, triton.cdiv(max_seq_len, 256), 1)](
+    if not _BATCHED:
+        _kernels["get_k_and_s"][(seq_len_sum,)](buf, page_indices, k_out, s_out, seq_len_sum, page_size, buf.shape[1], 128,
+                                                page_size * 128, BLOCK_SIZE_K=128)
+        return
+    _kernels["get_k_and_s"][(requests, triton.cdiv(max_seq_len, 256), 1)](
         buf, page_indices, k_out, s_out, seq_lens, triton.next_power_of_2(requests), page_size, buf.shape[1], 128,
         page_size * 128, page_indices.shape[1], BLOCK_SIZE=256, BLOCK_SIZE_K=128)
 
@@ -48,7 +44,7 @@ def _get_k_and_s(*, buf, page_indices, seq_lens, k_out, s_out, seq_len_sum, max_
 def _set_k_and_s(*, buf, loc, index_k, index_k_scale, page_size):
     if _PRESHUFFLES:  # the versions that know preshuffled caches convert
         loc = loc.to(torch.int64)
-    _cache._set_k_and_s_triton_kernel[(loc.shape[0],)](
+    _kernels["set_k_and_s"][(loc.shape[0],)](
         buf.view(torch.float8_e4m3fn), buf.view(torch.float32), loc, index_k, index_k_scale, index_k.stride(0),
         PAGE_SIZE=page_size, BUF_NUMEL_PER_PAGE=buf.shape[1], NUM_K_ELEMS_PER_TOKEN=128,
         S_OFFSET_NBYTES_IN_PAGE=page_size * 128, **({"PRESHUFFLE_TILE": 0} if _PRESHUFFLES else {}))
@@ -65,20 +61,20 @@ def _parts(cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 def _quantize_k_cache(*, cache_k, quant_k_cache):
     parts, nope, rope = _parts(quant_k_cache), cache_k[:, :512], cache_k[:, 512:576]
-    _quant._quantize_k_cache_fast_kernel[(len(cache_k), 5)](
+    _kernels["quantize_k_cache"][(len(cache_k), 5)](
         *parts, nope, rope, *(p.stride(0) for p in parts), nope.stride(0), rope.stride(0), **_DIMS, FP8_MIN=-448.0,
         FP8_MAX=448.0)
 
 
 def _dequantize_k_cache(*, quant_k_cache, k_cache):
     parts = _parts(quant_k_cache)
-    _dequant._dequantize_k_cache_fast_kernel[(len(quant_k_cache), 5)](
+    _kernels["dequantize_k_cache"][(len(quant_k_cache), 5)](
         k_cache, *parts, k_cache.stride(0), *(p.stride(0) for p in parts), **_DIMS)
 
 
 def _dequantize_k_cache_paged(*, quant_k_cache, page_table_1_flattened, k_cache):
     parts = _parts(quant_k_cache)
-    _dequant._dequantize_k_cache_paged_kernel[(len(page_table_1_flattened), 5)](
+    _kernels["dequantize_k_cache_paged"][(len(page_table_1_flattened), 5)](
         k_cache, *parts, page_table_1_flattened, k_cache.stride(0), *(p.stride(0) for p in parts), **_DIMS)
 
 
@@ -94,6 +90,8 @@ def supports(case):
             free += ("offset",)  # a slice of a larger tensor; caches start their allocation
         if place["kind"] not in free:
             return "contiguous tensors (asserted by set_k_and_s; strides are taken from shapes elsewhere, or views need them)"
+    if contract == "get_k_and_s" and not _BATCHED and len(fields["requests"]) != 1:
+        return "one request (the kernel of this version takes the pages of one)"
     if contract == "set_k_and_s" and fields["page_size"] != 64:
         return "page_size 64 (asserted)"
     if contract == "set_k_and_s" and not _PRESHUFFLES and places.get("loc", {}).get("dtype") != "int64":

@@ -3,10 +3,8 @@
 from . import _upstream
 
 VERSION = _upstream.version()
-_old = _upstream.jit_functions("srt/layers/attention/nsa/utils.py")
-_new = _upstream.jit_functions("kernels/ops/attention/dsa/cp_split.py")
-_kernel = getattr(_new, "_dsa_cp_interleave_q_seqs_kernel", None) or getattr(
-    _old, "nsa_cp_round_robin_split_q_seqs_kernel", None)
+_kernel = _upstream.kernel("_dsa_cp_interleave_q_seqs_kernel", "nsa_cp_round_robin_split_q_seqs_kernel",
+                           "dsa_cp_round_robin_split_q_seqs_kernel")
 
 MISSING = {} if _kernel else {"cp_round_robin_split_q_seqs": "this SGLang has no round-robin split kernel"}
 

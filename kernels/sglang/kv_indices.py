@@ -13,26 +13,22 @@ import triton
 from . import _upstream
 
 VERSION = _upstream.version()
-_OLD_INDICES, _OLD_SPEC = "srt/layers/attention/utils.py", "srt/speculative/spec_utils.py"
-_NEW_SPEC, _NEW_CHECKS = "kernels/ops/speculative/cache_locs.py", "kernels/ops/attention/utils.py"
 _TEMPLATE = "srt/layers/attention/flashinfer_mla_backend.py"
 
-_new = _upstream.module("sglang.kernels.ops.attention.kv_indices")
-_indices = _new or _upstream.jit_functions(_OLD_INDICES)
-_spec = _upstream.jit_functions(_NEW_SPEC) or _upstream.jit_functions(_OLD_SPEC)
-_ragged = getattr(_indices, "create_flashinfer_kv_indices_triton", None)
-_paged = getattr(_indices, "create_flashmla_kv_indices_triton", None)
-_draft = getattr(_spec, "generate_draft_decode_kv_indices", None)
+_ragged = _upstream.kernel("create_flashinfer_kv_indices_triton")
+_paged = _upstream.kernel("create_flashmla_kv_indices_triton")
+_draft = _upstream.kernel("generate_draft_decode_kv_indices")
+_BY_BLOCK = bool(_upstream.file_of("get_num_kv_index_blocks_flashmla"))  # #27320: the grid covers the row's width
+_BLOCK_TOKENS = 4096
+_WIDENS = "to(tl.int64)" in _upstream.source("create_flashinfer_kv_indices_triton")  # the index itself, in newer versions
 
 
-def _definitions(path: str, *names: str) -> list[ast.stmt]:
-    """The top-level assignments and the functions (methods too) of these names in a file, if it exists."""
+def _definition(path: str | None, name: str) -> list[ast.stmt]:
+    """The function (or method) of this name in a file, if both exist."""
     folder = _upstream.root()
-    if folder is None or not (folder / path).exists():
+    if folder is None or path is None or not (folder / path).exists():
         return []
-    tree = ast.parse((folder / path).read_text())
-    kept = [n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) in names]
-    return kept + [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in names]
+    return [n for n in ast.walk(ast.parse((folder / path).read_text())) if isinstance(n, ast.FunctionDef) and n.name == name]
 
 
 def _run(definitions: list[ast.stmt], scope: dict) -> dict:
@@ -46,12 +42,6 @@ def _run(definitions: list[ast.stmt], scope: dict) -> dict:
     return scope
 
 
-if _paged and not _new:
-    # The old kernel reads its block size from a constant of its module.
-    _run(_definitions(_OLD_INDICES, "_FLASHMLA_CREATE_KV_BLOCK_SIZE", "FLASHMLA_CREATE_KV_BLOCK_SIZE_TRITON"),
-         _paged.fn.__globals__)
-
-
 def _create_flashinfer_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_lens, kv_indptr, kv_start_idx, kv_indices,
                                   bs):
     _ragged[(bs,)](req_to_token, req_pool_indices, paged_kernel_lens, kv_indptr, kv_start_idx, kv_indices,
@@ -59,9 +49,7 @@ def _create_flashinfer_kv_indices(*, req_to_token, req_pool_indices, paged_kerne
 
 
 def _create_flashmla_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_lens, kv_start_idx, kv_indices, bs, page_size):
-    """The grid of #27320 covers the row's width; before, one program per request loops."""
-    width = kv_indices.shape[1]
-    grid = (bs, _new.get_num_kv_index_blocks_flashmla(width, page_size)) if _new else (bs,)
+    grid = (bs, triton.cdiv(kv_indices.shape[1], _BLOCK_TOKENS // page_size)) if _BY_BLOCK else (bs,)
     _paged[grid](req_to_token, req_pool_indices, paged_kernel_lens, kv_start_idx, kv_indices, req_to_token.stride(0),
                  kv_indices.stride(0), PAGED_SIZE=page_size)
 
@@ -100,9 +88,9 @@ class _NoKernel:
 
 
 _scope = {"next_power_of_2": triton.next_power_of_2}
-_run(_definitions("srt/speculative/spec_utils.py", "draft_kv_indices_used_len"), _scope)
-_run(_definitions(_NEW_CHECKS, "assert_buffer_fits"), _scope)
-_template = _run(_definitions(_TEMPLATE, "common_template"), _scope).get("common_template")
+for _name in ("draft_kv_indices_used_len", "assert_buffer_fits"):
+    _run(_definition(_upstream.file_of(_name), _name), _scope)
+_template = _run(_definition(_TEMPLATE, "common_template"), _scope).get("common_template")
 
 
 def supports(case):
@@ -130,10 +118,10 @@ def _within_32_bits(name: str, fields: dict, places: dict):
         if name == "create_flashmla_kv_indices":
             return "block tables below 2^31 elements (`pid * kv_indices_ptr_stride`)"
         # #27475 on asserts for a row that "kv_indices flat offset would overflow int32": below that, offsets must be right.
-        if not _new or fields["num_steps"] + fields["row_spare"] <= 2:
+        if not _upstream.file_of("assert_buffer_fits") or fields["num_steps"] + fields["row_spare"] <= 2:
             return "rows of kv_indices below 2^31 elements (`kv_indices_stride * iters`)"
-    if name == "create_flashinfer_kv_indices" and _new:
-        return True  # widens the index itself
+    if name == "create_flashinfer_kv_indices" and _WIDENS:
+        return True
     far = fields["slots"] * (fields["table_extra"] + 4000) >= 2**31
     if far and places.get("req_pool_indices", {}).get("dtype") != "int64":
         return "int64 req_pool_indices for a request table of 2^31 elements or more (the runners pass int64)"

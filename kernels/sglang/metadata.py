@@ -3,8 +3,7 @@
 from . import _upstream
 
 VERSION = _upstream.version()
-_HOMES = ("sglang.kernels.ops.attention.dsa.metadata", "sglang.kernels.ops.attention.dsa_metadata")
-_fused = next(filter(None, map(_upstream.module, _HOMES)), None)
+_fused = _upstream.home("fused_dsa_decode_metadata")
 
 VARIANTS = {name: {"tail": "block"} for name in ("decode_metadata", "target_verify_metadata", "draft_extend_metadata")}
 MISSING = {} if _fused else {name: "this SGLang has no fused DSA metadata kernels" for name in VARIANTS}

@@ -9,32 +9,20 @@ import types
 
 import torch
 import triton
-import triton.language as tl
 
 from . import _upstream
 
 VERSION = _upstream.version()
 _BACKEND = "srt/layers/attention/trtllm_mla_backend.py"
-_new_pages = _upstream.module("sglang.kernels.ops.attention.kv_indices")
-_new_pad = _upstream.module("sglang.kernels.ops.attention.pad")
-_old = _upstream.jit_functions("srt/layers/attention/utils.py")
-_old_backend = _upstream.jit_functions(_BACKEND)
-_old_spec = _upstream.jit_functions("srt/speculative/spec_utils.py")
 _WRITER_TOKENS = 4096  # FLASHMLA_CREATE_KV_BLOCK_SIZE_TRITON
 
 
-def _found(name: str, *homes):
-    """The kernel of a name in the first module that has it."""
-    return next((getattr(home, name) for home in homes if hasattr(home, name)), None)
-
-
-_pages = _found("create_flashmla_kv_indices_triton", _new_pages, _old)
-_pad = _found("pad_draft_extend_query_kernel", _new_pad, _old_backend)
-_unpad = _found("unpad_draft_extend_output_kernel", _new_pad, _old_backend)
-_pad_sequence = _found("pad_sequence_with_mask_kernel", _new_pad, _old)
-_template = _found("generate_draft_decode_kv_indices", _old_spec)
-if _pages and _pages is not getattr(_new_pages, "create_flashmla_kv_indices_triton", None):
-    _pages.fn.__globals__["FLASHMLA_CREATE_KV_BLOCK_SIZE_TRITON"] = tl.constexpr(_WRITER_TOKENS)
+_pages = _upstream.kernel("create_flashmla_kv_indices_triton")
+_pad = _upstream.kernel("pad_draft_extend_query_kernel")
+_unpad = _upstream.kernel("unpad_draft_extend_output_kernel")
+_pad_sequence = _upstream.kernel("pad_sequence_with_mask_kernel")
+_template = _upstream.kernel("generate_draft_decode_kv_indices")
+_BY_BLOCK = bool(_upstream.file_of("get_num_kv_index_blocks_flashmla"))  # #27320
 
 
 def _skips_template() -> bool:
@@ -85,8 +73,8 @@ def _write(table, slots, keys, req_to_token, bs, max_blocks, page_size, fresh):
     if fresh:
         table[:bs, :max_blocks] = -1
     grid = (bs,)
-    if _new_pages is not None:
-        grid = (bs, _new_pages.get_num_kv_index_blocks_flashmla(table.shape[1], page_size))
+    if _BY_BLOCK:
+        grid = (bs, triton.cdiv(table.shape[1], _WRITER_TOKENS // page_size))
     if bs and table.shape[1]:
         _pages[grid](req_to_token, slots, keys, None, table, req_to_token.stride(0), table.shape[1], PAGED_SIZE=page_size)
 

@@ -10,13 +10,12 @@ from . import _upstream
 
 VERSION = _upstream.version()
 _UTILS = "srt/layers/attention/mqa_logits_utils.py"
-_INDEXER = "srt/layers/attention/dsa/dsa_indexer.py"
 
 
-def _definitions(path: str, keep) -> list[ast.stmt]:
+def _definitions(path: str | None, keep) -> list[ast.stmt]:
     """The definitions of a file that `keep` picks, those inside classes included; none if there is no such file."""
     folder = _upstream.root()
-    if folder is None or not (folder / path).exists():
+    if folder is None or path is None or not (folder / path).exists():
         return []
     tree = ast.parse((folder / path).read_text())
     return [node for node in ast.walk(tree) if keep(node)]
@@ -54,7 +53,8 @@ def _wanted(node: ast.AST) -> bool:
     return constant or isinstance(node, ast.FunctionDef) and node.name.startswith("mqa_logits_")
 
 
-_cached = _definitions(_INDEXER, lambda n: isinstance(n, ast.FunctionDef) and n.name == "_get_mqa_logits_budget_bytes")
+_cached = _definitions(_upstream.file_of("_get_mqa_logits_budget_bytes"),
+                       lambda n: isinstance(n, ast.FunctionDef) and n.name == "_get_mqa_logits_budget_bytes")
 _nodes = [*_definitions(_UTILS, _wanted), *_cached]
 
 _SCORES = "its fp8_mqa_logits is DeepGEMM's, and its top-k is a compiled kernel"

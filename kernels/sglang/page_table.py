@@ -9,7 +9,7 @@ import torch
 from . import _upstream
 
 VERSION = _upstream.version()
-_new = _upstream.module("sglang.kernels.ops.attention.trtllm_mha_page_table")
+_new = _upstream.home("build_trtllm_mha_page_table")
 
 MISSING = {} if _new else {"gather_page_table": "this SGLang gathers page tables with PyTorch"}
 

@@ -6,12 +6,10 @@ import triton
 from . import _upstream
 
 VERSION = _upstream.version()
-_old = _upstream.jit_functions("srt/layers/attention/utils.py")
-_new = _upstream.jit_functions("kernels/ops/attention/pad.py")
-_kernel = getattr(_new, "seqlens_expand_kernel", None) or getattr(_old, "seqlens_expand_kernel", None)
+_kernel = _upstream.kernel("seqlens_expand_kernel")
 
-# The kernel that clamps negative lengths (#30378) came with the move to kernels/ops.
-VARIANTS = {"seqlens_expand": {"clamp": "zero" if hasattr(_new, "seqlens_expand_kernel") else "none"}}
+# The kernel clamps negative lengths since #30378.
+VARIANTS = {"seqlens_expand": {"clamp": "zero" if "tl.maximum" in _upstream.source("seqlens_expand_kernel") else "none"}}
 MISSING = {} if _kernel else {"seqlens_expand": "this SGLang has no seqlens_expand_kernel"}
 
 

@@ -8,9 +8,9 @@ The selections are CUDA (sgl-kernel and JIT), out of reach here.
 from . import _upstream
 
 VERSION = _upstream.version()
-_old = _upstream.module("sglang.srt.layers.attention.nsa.transform_index")
-_new = _upstream.module("sglang.kernels.ops.attention.dsa.transform_index")
-_home = _new or _old
+_home = _upstream.home("transform_index_page_table_decode_fast")
+_new = _home if hasattr(_home, "transform_index_page_table_decode") else None
+_old = None if _new else _home
 
 _CUDA_ONLY = ("fast_topk", "fast_topk_transform_paged", "fast_topk_transform_ragged", "topk_transform_v2")
 _NO_KERNEL = ("transform_index_ragged", "pad_topk_indices")

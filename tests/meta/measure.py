@@ -3,6 +3,7 @@
 import math
 import os
 from collections import Counter
+from contextlib import suppress
 
 from hypothesis import Phase, event, given, settings
 
@@ -20,8 +21,13 @@ BUDGET = PROFILES["gate"].counted
 PLANTED = Profile("planted", BUDGET, derandomize=True, later_seconds=0.5)
 
 
-def drawn(strategy, labels, budget: int) -> Counter:
-    """How often each label comes up in a gate's worth of examples: distinct ones, as a campaign counts them."""
+class _Enough(BaseException):
+    """Nothing more is wanted."""
+
+
+def drawn(strategy, labels, budget: int, wanted=None) -> Counter:
+    """How often each label comes up in a gate's worth of examples: distinct ones, as a campaign counts them. It ends early
+    where every label in `wanted` has come up."""
     seen: Counter = Counter()
     distinct: set[str] = set()
 
@@ -29,14 +35,16 @@ def drawn(strategy, labels, budget: int) -> Counter:
     @given(strategy)
     def draw(example) -> None:
         key = repr(example)
-        if key in distinct or len(distinct) == budget:
+        if key in distinct:
             return
         distinct.add(key)
         for label in labels(example):
             event(label)
             seen[label] += 1
+        if len(distinct) == budget or wanted is not None and set(wanted) <= set(seen):
+            raise _Enough
 
-    with fresh_examples():
+    with fresh_examples(), suppress(_Enough):
         draw()
     return seen
 
@@ -53,15 +61,12 @@ def found_and_blamed(worker, transform: str, check: str, buffer: str, folder, mo
     if os.environ.get("PLUMBLINE_PROFILE") == "nightly":
         return shrunk_and_saved(worker, transform, check, buffer, folder, most_requests)
     contract = registry.contracts()[transform]
-    kinds: set[tuple[str, str]] = set()
 
-    def labels(example) -> set[str]:
-        if (check, buffer) not in kinds:
-            kinds.update(f.kind for f in differential_check(example, worker, contract.rules()))
-        return set()
+    def kinds(example) -> set[tuple[str, str]]:
+        return {f.kind for f in differential_check(example, worker, contract.rules())}
 
-    drawn(domain.of(contract), labels, BUDGET)
-    assert (check, buffer) in kinds, kinds
+    found = drawn(domain.of(contract), kinds, BUDGET, {(check, buffer)})
+    assert (check, buffer) in found, found
     return None
 
 

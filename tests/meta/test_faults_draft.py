@@ -84,7 +84,7 @@ def test_ranges_have_everything(name, more):
         }
 
     needed = ON_ROWS | more | {"nothing to do", "3 lengths", "from 0", "behind a prefix", "more than a block"}
-    assert sorted(needed - set(drawn(domain.of(CONTRACTS[name]), labels, BUDGET))) == []
+    assert sorted(needed - set(drawn(domain.of(CONTRACTS[name]), labels, BUDGET, needed))) == []
 
 
 @pytest.mark.parametrize("name", [UNIFORM, CONTIGUOUS])
@@ -112,7 +112,7 @@ def test_accepted_tokens_have_everything():
         }
 
     needed = COMMON | {"one accepted", "all accepted", "ragged", "padded", "more than the steps"}
-    assert sorted(needed - set(drawn(domain.of(CONTRACTS[AFTER]), labels, BUDGET))) == []
+    assert sorted(needed - set(drawn(domain.of(CONTRACTS[AFTER]), labels, BUDGET, needed))) == []
 
 
 def test_draft_slots_have_every_tree_and_page():
@@ -133,4 +133,4 @@ def test_draft_slots_have_every_tree_and_page():
                         "only full pages", "padding behind the drafts", "a branch of 2 pages", "layout far", "layout pitched",
                         *(f"{n} steps" for n in (1, 2, 3, 4, 5, 8)), *(f"top-k {k}" for k in (1, 2, 3, 4, 8)),
                         *(f"page size {p}" for p in (1, 2, 4, 16, 32, 64, 128))}
-    assert sorted(needed - set(drawn(domain.of(CONTRACTS[DRAFT]), labels, BUDGET))) == []
+    assert sorted(needed - set(drawn(domain.of(CONTRACTS[DRAFT]), labels, BUDGET, needed))) == []

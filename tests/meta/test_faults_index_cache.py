@@ -84,7 +84,7 @@ GET = {"no token", "several pages", "a partial last page", "whole pages", "a pag
 
 @pytest.mark.parametrize("name", ["get_k", "get_s"])
 def test_single_gathers_have_everything(name):
-    assert sorted(GET - set(drawn(domain.of(CONTRACTS[name]), of_get, BUDGET))) == []
+    assert sorted(GET - set(drawn(domain.of(CONTRACTS[name]), of_get, BUDGET, GET))) == []
 
 
 def of_batch(example) -> set[str]:
@@ -108,7 +108,7 @@ BATCH = {"no request", "3 different lengths", "an idle request", "very short bes
 
 
 def test_ragged_gathers_have_everything():
-    assert sorted(BATCH - set(drawn(domain.of(CONTRACTS["get_k_and_s"]), of_batch, BUDGET))) == []
+    assert sorted(BATCH - set(drawn(domain.of(CONTRACTS["get_k_and_s"]), of_batch, BUDGET, BATCH))) == []
 
 
 def of_store(example) -> set[str]:
@@ -133,7 +133,7 @@ STORE = {"no token", "padded tokens", "slot 0 of a token", "the last slot", "out
     ("fused_store_index_cache", {"ue8m0", "plain scale", "key strided", *(f"kind {k}" for k in KINDS)}),
 ])
 def test_stores_have_everything(name, more):
-    assert sorted((STORE | more) - set(drawn(domain.of(CONTRACTS[name]), of_store, BUDGET))) == []
+    assert sorted((STORE | more) - set(drawn(domain.of(CONTRACTS[name]), of_store, BUDGET, STORE | more))) == []
 
 
 def test_latents_have_everything():
@@ -145,7 +145,7 @@ def test_latents_have_everything():
 
     wanted = {"more than a block", "no token", "cache_k far", "quant_k_cache far", "quant_k_cache pitched",
               *(f"tile {k}" for k in KINDS)}
-    assert sorted(wanted - set(drawn(domain.of(CONTRACTS["quantize_k_cache"]), labels, BUDGET))) == []
+    assert sorted(wanted - set(drawn(domain.of(CONTRACTS["quantize_k_cache"]), labels, BUDGET, wanted))) == []
 
 
 def test_slots_have_everything():
@@ -161,7 +161,7 @@ def test_slots_have_everything():
 
     wanted = {"no token", "a slot twice", "out of order", "the last slot", "NaN codes", "more than a block", "a slot past 2^31",
               "more tokens than slots", "int64", "quant_k_cache far", "quant_k_cache pitched", "k_cache far"}
-    assert sorted(wanted - set(drawn(domain.of(CONTRACTS["dequantize_k_cache_paged"]), labels, BUDGET))) == []
+    assert sorted(wanted - set(drawn(domain.of(CONTRACTS["dequantize_k_cache_paged"]), labels, BUDGET, wanted))) == []
 
 
 # -- the judges, failing ------------------------------------------------------------------------------------------------
