@@ -620,7 +620,8 @@ CP_ZIGZAG_SPLIT = Contract(
                      _more_queries_than_keys),
         Precondition("total_len is the sum", "total_len == sum(q_lens)", "the split input has that many rows", _one_less),
         Precondition("num_tokens counts every token", "num_tokens >= sum(extend_seq_lens)", "padding only adds tokens",
-                     lambda c: replace(c, padding=-sum(r.extend_len for r in c.batch), total_len=c.total()) if c.batch else None),
+                     lambda c: replace(c, padding=-sum(r.extend_len for r in c.batch), total_len=c.total())
+                     if c.batch else None),
         Precondition("lengths are not negative", "extend_seq_lens >= 0", "a tensor has no -1 rows",
                      lambda c: _negative(replace(c, total_len=c.total()))),
     ),

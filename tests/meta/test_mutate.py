@@ -7,7 +7,7 @@ import pytest
 from harness import mutate
 from harness.client import UsageError
 from harness.mutants import OPERATORS, mutants
-from harness.mutate import KILLED, SURVIVED, Result, Score, Target, run
+from harness.mutate import KILLED, SURVIVED, Result, Score, Setup, Target, run
 
 KERNEL = """\
 import triton
@@ -91,6 +91,21 @@ def test_a_hole_is_a_survivor_and_an_incompetent_mutant_is_no_kill(tmp_path, cap
     assert killed["outcome"] == KILLED and killed["buffer"].startswith("cu_seqlens") and "cu_seqlens" in killed["sentence"]
     assert target["killed"] + target["timeout"] + target["survived"] + target["incompetent"] == target["mutants"]
     assert target["score"] == round(target["killed"] / (target["killed"] + target["survived"]), 4)
+
+
+@pytest.mark.parametrize(("shape", "whose"), [("family", "{}"), ("file", "{}/pkg/sub/c.py"), ("path", "sglang")])
+def test_a_mutant_lies_in_a_copy_of_its_folder_in_which_it_alone_differs(tmp_path, shape, whose):
+    root, copy = tmp_path / "root", tmp_path / "copy"
+    for name in ("pkg/a.py", "pkg/sub/b.py", "pkg/sub/c.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    copy.mkdir()
+    target = Target("c", root / "pkg/sub/c.py", root, shape, "sglang", ())
+    loaded, paths = mutate.planted(target, "mutated", copy, Setup("sglang", "python", ("elsewhere",)))
+    assert loaded == whose.format(copy) and paths == ((str(copy), "elsewhere") if shape == "path" else ("elsewhere",))
+    names = ("pkg/a.py", "pkg/sub/b.py", "pkg/sub/c.py")
+    assert [(copy / name).read_text() for name in names] == ["pkg/a.py", "pkg/sub/b.py", "mutated"]
+    assert (root / "pkg/sub/c.py").read_text() == "pkg/sub/c.py"
 
 
 # -- without workers: what the command makes of what became of the mutants ----------------------------------------------
