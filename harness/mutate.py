@@ -37,6 +37,7 @@ from strategies import domain
 LEDGER = ROOT / "tests" / "meta" / "equivalent_mutants.toml"
 FIRST, GATE = 100, PROFILES["gate"].counted  # examples per transform: at first, and for what survived those
 OUTSIDE = 8  # for so many examples inside the contract, one that breaks each precondition
+ENOUGH = 30  # examples of a transform, after which it is known whether it calls a function at all
 MOST_RAISED = 30  # a mutant that raises on so many examples, and returns on none, is incompetent
 LEDGER_SHARE = 4  # one in so many of its examples is tried on a mutant of the ledger
 HANG = 3  # a call is a hang when it takes so many times as long as the slowest example, and two seconds
@@ -66,6 +67,12 @@ class Target:
     def mutants(self) -> list[Mutant]:
         found = mutants(self.file.read_text(), self.functions)
         return [m for m in found if self.only is None or m.identity in self.only]
+
+    def lines(self) -> frozenset[int]:
+        """The lines of the functions that have mutants."""
+        names = {m.function for m in self.mutants()}
+        defined = [n for n in ast.walk(ast.parse(self.file.read_text())) if isinstance(n, ast.FunctionDef) and n.name in names]
+        return frozenset(line for f in defined for line in range(f.lineno, f.end_lineno + 1))
 
     @property
     def ours(self) -> bool:
@@ -157,8 +164,9 @@ class Lane:
     def provided(self) -> list[str]:
         return [n for n, d in self._original.describe.items() if d["provided"]]
 
-    def probes(self, target: Target, transform: str, first: int, count: int) -> list[Probe]:
-        """Examples `first` to `count` of a transform that execute the file, inside the contract and beside it.
+    def probes(self, target: Target, lines: frozenset[int], transform: str, first: int, count: int) -> list[Probe]:
+        """Examples `first` to `count` of a transform that execute one of the lines, inside the contract and beside it; none if
+        the first few do not.
 
         A finding of ours on a file as it is would make every mutant of it look killed, so it is an error; of another
         subject the example is left out.
@@ -171,7 +179,9 @@ class Lane:
             broken = drawn(domain.outside(contract), each * count // OUTSIDE)[each * first // OUTSIDE :]
             examples += [e for e in broken if e.outside]
         found = []
-        for example in examples:
+        for tried, example in enumerate(examples):
+            if tried == ENOUGH and not found:
+                break
             if self._declined(example):
                 continue
             worker = _Tracing(self._original, target.file)
@@ -180,7 +190,7 @@ class Lane:
             wrong = probe.judge(worker, ONE_RUN if target.ours else CheckOptions())
             if wrong and target.ours:
                 raise InfraError(f"{transform} is wrong before any mutation, on {example}: {wrong[0].sentence}")
-            if not wrong and worker.lines:
+            if not wrong and worker.lines & lines:
                 probe.lines, probe.seconds = frozenset(worker.lines), time.monotonic() - started
                 found.append(probe)
         return found
@@ -410,9 +420,11 @@ def run(target: Target, lanes: Lanes, equivalent: dict[str, str], score: Score, 
         score.stale = [f"{i}: there is no such mutant" for i in equivalent if i not in found]
     provided = lanes.everywhere("provided")[0]
     transforms = [t for t in provided if registry.contracts()[t].family in target.families]
+    lines = target.lines()
     todo, first, retried = list(found.values()), 0, set()
     for count in sorted({min(FIRST, budget), budget}):
-        fresh = [p for group in lanes.spread("probes", ((target, t, first, count) for t in transforms)) for p in group]
+        tasks = ((target, lines, t, first, count) for t in transforms)
+        fresh = [p for group in lanes.spread("probes", tasks) for p in group]
         score.transforms, score.examples, first = len(transforms), score.examples + len(fresh), count
         if first == count and not target.ours and target.functions is None and not retried:
             todo = _called(todo, fresh, score)
