@@ -924,7 +924,8 @@ _TOO_LONG = Precondition(
 
 
 def _rows_exist(source: str) -> Precondition:
-    return Precondition("rows exist", "every start is at least 0, start + length at most the rows of the packed tensor", source, _row_missing)
+    return Precondition("rows exist", "every start is at least 0, start + length at most the rows of the packed tensor", source,
+                        _row_missing)
 
 
 _SEQ_LENS_Q = Arg("seq_lens_q", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES, cells="live, slack")
