@@ -408,6 +408,7 @@ class Score:
     def row(self) -> dict:
         return {"target": self.target, "mutants": self.total, "killed": self.count(KILLED), "timeout": self.count(TIMEOUT),
                 "incompetent": self.count(INCOMPETENT), "ledger": self.in_ledger, "survived": len(self.survivors),
+                "unreached": sum(r.tried == 0 for r in self.survivors),
                 "score": round(self.score, 4), "examples": self.examples, "seconds": round(self.seconds, 1)}
 
 
