@@ -65,7 +65,7 @@ class _Batch(Case):
         raise NotImplementedError
 
     def columns(self) -> int:
-        return max([self.reach(r) for r in self.batch], default=0) + self.table_extra
+        return max([0, *(self.reach(r) for r in self.batch)]) + self.table_extra
 
     def of_batch(self, field: str) -> Input:
         return vector([getattr(r, field) for r in self.batch], self.spare)

@@ -67,7 +67,7 @@ class _Pool(Case):
 
     def columns(self) -> int:
         """The columns that the batch needs."""
-        return max([self.reach(r) for r in self.batch], default=0)
+        return max([0, *(self.reach(r) for r in self.batch)])
 
     def req_to_token(self) -> Input:
         """The rows that the batch's requests own, live up to their last token; every other row is forbidden."""
