@@ -29,7 +29,7 @@ from harness import casefile, registry
 from harness.campaign import PROFILES
 from harness.client import ROOT, Fault, InfraError, UsageError, Worker, WorkerOptions
 from harness.differential import Example, check, harm
-from harness.findings import CHECKS, CheckOptions, Found
+from harness.findings import Found
 from harness.generation import fresh_examples
 from harness.mutants import OPERATORS, Mutant, mutants
 from strategies import domain
@@ -42,7 +42,6 @@ MOST_RAISED = 30  # a mutant that raises on so many examples, and returns on non
 LEDGER_SHARE = 4  # one in so many of its examples is tried on a mutant of the ledger
 HANG = 3  # a call is a hang when it takes so many times as long as the slowest example, and two seconds
 MOST_OF_LEDGER = 0.15
-ONE_RUN = CheckOptions(checks=tuple(c for c in CHECKS if c != "interference"))
 
 KILLED, TIMEOUT, SURVIVED, INCOMPETENT = "killed", "timeout", "survived", "incompetent"
 
@@ -98,10 +97,10 @@ class Probe:
     seconds: float
     kills: Counter = field(default_factory=Counter)
 
-    def judge(self, worker, options: CheckOptions = CheckOptions()) -> list[Found]:
+    def judge(self, worker) -> list[Found]:
         if self.example.outside:
             return harm(self.example, self.example.outside, worker, self.rules)
-        return check(self.example, worker, self.rules, options)
+        return check(self.example, worker, self.rules)
 
     def reaches(self, mutant: Mutant) -> bool:
         return any(line in self.lines for line in range(mutant.lines[0], mutant.lines[1] + 1))
@@ -187,7 +186,7 @@ class Lane:
             worker = _Tracing(self._original, target.file)
             probe = Probe(example, rules, frozenset(), 0.0)
             started = time.monotonic()
-            wrong = probe.judge(worker, ONE_RUN if target.ours else CheckOptions())
+            wrong = probe.judge(worker)
             if wrong and target.ours:
                 raise InfraError(f"{transform} is wrong before any mutation, on {example}: {wrong[0].sentence}")
             if not wrong and worker.lines & lines:

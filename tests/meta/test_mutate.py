@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from harness import mutate
+from harness import layout, mutate
 from harness.client import UsageError
+from harness.layout import Layout, Place
 from harness.mutants import OPERATORS, mutants
 from harness.mutate import KILLED, SURVIVED, Result, Score, Setup, Target, run
+from oracles.page_table import GatherPageTable, Req
 
 KERNEL = """\
 import triton
@@ -207,3 +209,14 @@ def test_every_entry_of_our_ledger_is_a_mutant():
 
 def test_the_published_operators_are_those_of_the_command():
     assert mutate.operators() in (mutate.ROOT / "docs" / "mutation.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "pitched", "far"])
+def test_the_windows_of_a_large_output_do_not_overlap(kind):
+    """What survivors brought to light: a byte in two windows made kernels look wrong near the ends of long rows."""
+    case = GatherPageTable((Req(0, 33_000), Req(1, 9)), draft_tokens=5)
+    placed = layout.place(case.contract, case.arguments(), Layout({"page_table_1": Place(kind)}), 0, 0)
+    block = placed.views["page_table_1"].block
+    ends = sorted((w.offset, w.offset + len(w.image)) for w in placed.windows if w.block == block)
+    assert placed.sizes[block] > layout.DENSE_LIMIT and ends
+    assert all(stop <= start for (_, stop), (start, _) in zip(ends, ends[1:]))
