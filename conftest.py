@@ -19,10 +19,13 @@ import pytest
 
 from harness import devices, registry
 from harness.campaign import PROFILES
-from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions
-from harness.verdicts import Row, exit_code, merged, write
+from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions, subject_name
+from harness.contract import Case
+from harness.generation import same_everywhere
+from harness.progress import Progress
+from harness.reporting import Reporting, attach
+from harness.verdicts import Row
 
-ROWS = pytest.StashKey[list]()
 WORKERS = pytest.StashKey[dict]()
 
 
@@ -36,17 +39,19 @@ def pytest_addoption(parser):
     group.addoption("--device", default="auto", help="cpu, cuda or auto")
     group.addoption("--require-gpu", action="store_true", help="fail where there is no GPU")
     group.addoption("--inline", action="store_true", help="run subjects in this process, for a debugger")
-    group.addoption("--report", type=Path, help="write summary.md and verdicts.json to this folder")
+    group.addoption("--report", type=Path, help="write summary.md, index.html and verdicts.json to this folder")
+    group.addoption("--progress", action="store_true", help="how far the run is and how long it has left, instead of dots")
 
 
 # The suite's own property tests: the same examples on every machine, and no deadline on a busy one.
 hypothesis.settings.register_profile("plumbline", deadline=None, derandomize=True, database=None,
                                      suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("plumbline")
+same_everywhere()
 
 
 def pytest_configure(config):
-    config.stash[ROWS], config.stash[WORKERS] = [], {}
+    config.stash[WORKERS] = {}
     if config.option.profile not in PROFILES:
         raise pytest.UsageError(f"--profile {config.option.profile}: known are {', '.join(PROFILES)}")
     if config.option.device not in ("auto", "cpu", "cuda"):
@@ -59,6 +64,14 @@ def pytest_configure(config):
     config.option.device = devices.resolve(config.option.device)
     for text in config.option.variant:
         _variant(text)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Reporting(config, header(config)), "plumbline-reporting")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session):
+    if session.config.option.progress and not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(Progress(session.config), "plumbline-progress")
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -66,7 +79,8 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def subjects(config) -> list[str]:
-    return config.option.subject or os.environ.get("PLUMBLINE_SUBJECT", "kernels").split(",")
+    given = config.option.subject or os.environ.get("PLUMBLINE_SUBJECT", "kernels").split(",")
+    return [subject_name(s) for s in given]
 
 
 def _variant(text: str) -> tuple[str, str, str]:
@@ -112,6 +126,18 @@ def _project_version() -> str:
 
 def pytest_report_header(config):
     return header(config)
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Ids that say what they are, where pytest would number them: `--collect-only` is a table of contents."""
+    if isinstance(val, (str, type)) or callable(val):
+        return None
+    if isinstance(val, Case):
+        return val.contract.name
+    if isinstance(val, (bool, int, float)) or val is None:
+        return f"{argname}={val}"
+    text = " ".join(repr(val).split()).replace("[", "(").replace("]", ")")
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def pytest_generate_tests(metafunc):
@@ -167,54 +193,10 @@ def pytest_unconfigure(config):
 def pytest_runtest_makereport(item, call):
     """An error of use or of the suite is one line, not a traceback."""
     report = (yield).get_result()
+    attach(item, call, report)
     if call.excinfo is not None and call.excinfo.errisinstance((UsageError, InfraError)):
         label = "ERROR" if call.excinfo.errisinstance(UsageError) else "INFRA"
         report.longrepr = f"{label}  {call.excinfo.value}"
         if "subject" in getattr(item, "funcargs", {}) and "transform" in item.funcargs:
             row = Row(item.funcargs["subject"], item.funcargs["transform"], "infra", "INFRA", notes=[str(call.excinfo.value)])
             report.user_properties.append(("verdict", row.dump()))
-
-
-def pytest_runtest_logreport(report):
-    """Collect verdicts from this process, or from the xdist workers."""
-    for name, value in report.user_properties if report.when == "call" else ():
-        if name == "verdict":
-            _rows.append(Row.load(value))
-
-
-_rows: list[Row] = []
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if not _rows or hasattr(config, "workerinput"):
-        return
-    for line in table(_rows):
-        terminalreporter.write_line(line)
-    if config.option.report:
-        write(config.option.report, _rows, header(config))
-
-
-def table(rows) -> list[str]:
-    """The verdict table as text, and the notes under it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False)
-    for column, justify in (("subject", "left"), ("transform", "left"), ("examples", "right"), ("degenerate", "right"),
-                            ("unsupported", "right"), ("checks", "left"), ("seconds", "right"), ("verdict", "left")):
-        shown.add_column(column, justify=justify, no_wrap=True)
-    for r in merged(rows):
-        label = "eager (oracle cross-check)" if r.subject == "eager" else Path(r.subject).stem
-        shown.add_row(label, r.transform, str(r.counted), str(r.degenerate), str(r.unsupported), r.checks,
-                      f"{r.seconds:.1f}", r.verdict)
-    console = Console(width=160, no_color=True, highlight=False)
-    with console.capture() as capture:
-        console.print(shown)
-    lines = ["", *(line.rstrip() for line in capture.get().splitlines())]
-    return lines + [f"  {r.subject} {r.transform}: {note}" for r in merged(rows) for note in r.notes]
-
-
-def pytest_sessionfinish(session, exitstatus):
-    """A usage error of a subject is exit 2, like every other one."""
-    if not hasattr(session.config, "workerinput") and _rows and exit_code(_rows) == 2:
-        session.exitstatus = 2 if exitstatus in (0, 1) else exitstatus

@@ -6,36 +6,27 @@ under the tool, the oracles outside; what the tool writes while a case runs belo
 """
 
 import argparse
-import os
-import shutil
 import sys
-import tempfile
 import time
 import xml.etree.ElementTree as xml
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import casefile, devices, registry
-from harness.client import ROOT, InfraError, StandIn, UsageError, Worker, WorkerOptions
+from harness import casefile, devices
+from harness.client import ROOT, InfraError, StandIn, UsageError
 from harness.differential import Example, check, replay
+from harness.sanitized import CannotRun, Sanitized, find_tool
 from oracles.seqlens import CuSeqlens
 from strategies.long_context import EXAMPLES
 
 FAULTS = ROOT / "tests" / "meta" / "sanitizer_faults.py"
-TOOLS = {  # tool -> its own flags, and the planted faults that it must see
-    "memcheck": (("--padding", "2048", "--destroy-on-device-error", "kernel", "--report-api-errors", "no"),
-                 ("read_past_the_end", "write_past_the_end")),
-    "initcheck": ((), ("read_before_write",)),
-    "racecheck": ((), ("shared_memory_race",)),
-    "synccheck": ((), ("divergent_barrier",)),
+TOOLS = {  # tool -> the planted faults that it must see
+    "memcheck": ("read_past_the_end", "write_past_the_end"),
+    "initcheck": ("read_before_write",),
+    "racecheck": ("shared_memory_race",),
+    "synccheck": ("divergent_barrier",),
 }
-SIGN = "========="  # how every line of the tool starts
-QUIET = ("COMPUTE-SANITIZER", "ERROR SUMMARY: 0", "RACECHECK SUMMARY: 0", "LEAK SUMMARY: 0")
 PROBE = Example((CuSeqlens((3, 5)),))
-
-
-class CannotRun(Exception):
-    """The lane cannot do its job: one line, exit 2."""
 
 
 @dataclass
@@ -46,31 +37,6 @@ class Result:
     case: str
     seconds: float
     findings: list[str] = field(default_factory=list)
-
-
-class Sanitized:
-    """A worker under one tool, and what the tool has written since one last looked."""
-
-    def __init__(self, command: str, tool: str, subject: str, options: argparse.Namespace):
-        self._log = Path(tempfile.mkdtemp(prefix="plumbline-sanitize-")) / "log"
-        flags = ["--tool", tool, "--error-exitcode", "86", "--target-processes", "all", "--require-cuda-init", "yes",
-                 "--launch-timeout", "120", "--print-limit", "100", "--log-file", f"{self._log}-%p", *TOOLS[tool][0]]
-        environment = {**devices.environment("cuda", 0), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        self._seen = 0
-        self.worker = Worker(WorkerOptions(subject, "cuda", options.subject_python, tuple(options.subject_path), 120.0,
-                                           guards=False, environment=environment, under=(command, *flags)),
-                             list(registry.contracts().values()))
-
-    def news(self) -> list[str]:
-        """What the tool has reported since the last look; its own greetings left out."""
-        text = "".join(p.read_text(errors="replace") for p in sorted(self._log.parent.iterdir()))
-        fresh, self._seen = text[self._seen :], len(text)
-        lines = [line.removeprefix(SIGN).strip() for line in fresh.splitlines() if line.startswith(SIGN)]
-        return [line for line in lines if line and not any(q in line for q in QUIET)]
-
-    def close(self) -> list[str]:
-        self.worker.close()
-        return self.news()
 
 
 def main(given: list[str] | None = None) -> int:
@@ -119,15 +85,6 @@ def run(options: argparse.Namespace) -> list[Result]:
     return results
 
 
-def find_tool() -> str:
-    """The path of compute-sanitizer."""
-    for place in (shutil.which("compute-sanitizer"), *(f"{os.environ.get(v, '/usr/local/cuda')}/bin/compute-sanitizer"
-                                                       for v in ("CUDA_HOME", "CUDA_PATH"))):
-        if place and os.access(place, os.X_OK):
-            return place
-    raise CannotRun("compute-sanitizer is not on the PATH nor under CUDA_HOME; install the CUDA toolkit")
-
-
 def corpus() -> dict[str, Example]:
     """The saved cases that lie inside their contract."""
     saved = {p.stem: casefile.read(p).example for p in sorted((ROOT / "tests" / "corpus").glob("*.json"))}
@@ -138,7 +95,7 @@ def prove(command: str, tool: str, options: argparse.Namespace) -> None:
     """The tool must see each of its planted faults, and nothing in an honest call."""
     under = Sanitized(command, tool, str(FAULTS), options)
     try:
-        for fault in ("honest", *TOOLS[tool][1]):
+        for fault in ("honest", *TOOLS[tool]):
             check(PROBE, StandIn(under.worker, fault), {})
             under.worker.restart_child()
             seen = under.news()

@@ -1,5 +1,6 @@
 """Find or make a Python that can run the suite. Standard library only: a fresh machine has nothing else."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -19,31 +20,36 @@ for need in sys.argv[1:]:
 """
 
 
-def requirements() -> list[str]:
+def requirements(extras: bool = True) -> list[str]:
     """The dependencies that pyproject.toml declares."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["dependencies"] + (sum(project["optional-dependencies"].values(), []) if extras else [])
 
 
-def suits(python: str) -> bool:
+def suits(python: str, extras: bool = True) -> bool:
     """Whether an interpreter has everything."""
-    return subprocess.run([python, "-c", PROBE, *requirements()], capture_output=True).returncode == 0
+    return subprocess.run([python, "-c", PROBE, *requirements(extras)], capture_output=True).returncode == 0
 
 
 def python() -> str:
-    """The running interpreter if it suits, else .venv, made on first use. pip's own configuration is honoured."""
-    if suits(sys.executable):
+    """The running interpreter if it suits (extras are only asked for where no test may be skipped), else .venv with
+    everything, made on first use. pip's own configuration is honoured."""
+    if suits(sys.executable, extras=bool(os.environ.get("PLUMBLINE_NO_SKIPS"))):
         return sys.executable
     inside = str(VENV / "bin" / "python")
     if not (VENV.exists() and suits(inside)):
-        print(f"setting up {VENV.name} (once)", flush=True)
+        print(f"setting up {VENV.name} (once; a minute or more)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-        pip = [inside, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "ci" / "constraints.txt")]
+        quiet = [] if sys.stdout.isatty() else ["--quiet"]  # in a terminal pip shows how far it is
+        pip = [inside, "-m", "pip", "install", *quiet, "-c", str(ROOT / "ci" / "constraints.txt")]
         # torch on its own first: with the pinned build there, nothing else pulls another.
         subprocess.run([*pip, *(r for r in requirements() if r.startswith("torch>"))], check=True)
         subprocess.run([*pip, *requirements()], check=True)
     return inside
 
 
-def run(*arguments: str) -> int:
-    """Run the suite's Python with `arguments`; returns its exit status."""
-    return subprocess.run([python(), *arguments], cwd=ROOT).returncode
+def run(*arguments: str) -> None:
+    """Become the suite's Python with `arguments`, in the caller's folder: paths are the caller's, and so is Ctrl-C."""
+    inside = python()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.execv(inside, [inside, "-P", *arguments])

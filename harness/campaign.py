@@ -17,7 +17,7 @@ from harness.client import ROOT
 from harness.contract import Contract
 from harness.differential import Example, check, harm
 from harness.findings import CheckOptions, Finding, Found, finding_type
-from harness.generation import fresh_examples
+from harness.generation import Enough, fresh_examples
 
 CONFIRM, RERUNS = 4, 20
 MOST_KINDS = 6
@@ -82,10 +82,6 @@ class _Abort(BaseException):
     """Carries an error of the suite past Hypothesis, which would try to shrink it."""
 
 
-class _Enough(BaseException):
-    """The budget is spent; Hypothesis need not draw what nobody will look at."""
-
-
 class Campaign:
     """Searches, shrinks and reports. Each round looks past the kinds of bug that earlier rounds reported."""
 
@@ -127,7 +123,7 @@ class Campaign:
                 self._search()
         except _Abort as abort:
             raise abort.args[0] from None
-        except _Enough:
+        except Enough:
             return []
         except Flaky:
             return [self._confirmed(*self._failed)]
@@ -158,7 +154,7 @@ class Campaign:
         """Run one example and raise its first finding that was not reported yet."""
         spent = self.outcome.counted >= self.profile.counted and not self._known
         if self._failed is None and (spent or time.monotonic() > self._deadline):
-            raise _Enough
+            raise Enough
         try:
             example, found = self._judge(example)
         except Exception as error:  # the suite's own fault: Hypothesis must not shrink it

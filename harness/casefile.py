@@ -96,11 +96,12 @@ def read(path: Path) -> Saved:
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CaseFileError(f"{path}: not readable as a case file ({error})") from None
+        raise CaseFileError(f"{path}: not readable as a case file ({error}); failures/ has those of the last runs") from None
     if not isinstance(content, dict) or "format_version" not in content:
         raise CaseFileError(f"{path}: not a case file (no format_version)")
     if content["format_version"] != FORMAT_VERSION:
-        raise CaseFileError(f"{path}: format_version {content['format_version']}; this version reads {FORMAT_VERSION}")
+        raise CaseFileError(f"{path}: format_version {content['format_version']}; this version reads {FORMAT_VERSION}: use the "
+                            "version of plumbline that wrote it, or a newer one")
     try:
         return _decode(path, content)
     except (KeyError, TypeError, AttributeError) as error:

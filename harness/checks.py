@@ -1,15 +1,19 @@
 """The five checks, on what a call left in memory. Each takes plain arrays and returns findings; none can be skipped
 silently, and `tests/meta` shows each of them failing alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from harness import floats
+from harness.client import shown_path
 from harness.contract import Role, base_name
-from harness.findings import Difference, Found
+from harness.findings import Difference, Found, Picture
 from harness.layout import Observed, Placed, View
 from harness.states import Cells, State
 
 MOST_DIFFERENCES = 6
+CROP = (10, 16)  # rows and columns of a picture
 
 
 def states(placed: Placed, observed: Observed, expected: dict[str, Cells], case) -> list[Found]:
@@ -24,7 +28,7 @@ def states(placed: Placed, observed: Observed, expected: dict[str, Cells], case)
 
 
 def _wrong_cells(placed: Placed, observed: Observed, name: str, cells: Cells) -> tuple[np.ndarray, list[Found]]:
-    before, after = _whole(placed, name, None), _whole(placed, name, observed)
+    before, after = whole(placed, name, None), whole(placed, name, observed)
     view = placed.views[name]
     state, value = cells.state.reshape(-1), floats.rounded(cells.value.reshape(-1), view.name)
     meant = floats.decode(after, view.name)
@@ -36,6 +40,11 @@ def _wrong_cells(placed: Placed, observed: Observed, name: str, cells: Cells) ->
             cell = cell_name(view, int(members[0]))
             found.append(Found("states", base_name(name), f"{name}{cell} and the cells judged with it: {complaint}"))
     return np.flatnonzero(wrong), found
+
+
+def differing(placed: Placed, observed: Observed, name: str, cells: Cells) -> np.ndarray:
+    """The flat indices of the cells that are not as the oracle states; judged cells are not among them."""
+    return _wrong_cells(placed, observed, name, cells)[0]
 
 
 def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -50,7 +59,7 @@ def _differs_bytes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             != np.ascontiguousarray(b).view(np.uint8).reshape(-1, size)).any(axis=1)
 
 
-def _whole(placed: Placed, name: str, observed: Observed | None) -> np.ndarray:
+def whole(placed: Placed, name: str, observed: Observed | None) -> np.ndarray:
     """The bits of all cells of an output, in logical order."""
     runs = placed.cells(name, observed.windows if observed else None)
     parts = [runs[start] for start in sorted(runs)]
@@ -58,7 +67,7 @@ def _whole(placed: Placed, name: str, observed: Observed | None) -> np.ndarray:
 
 
 def _describe_cells(placed, observed, name, cells: Cells, wrong: np.ndarray, case) -> Found:
-    before, after = _whole(placed, name, None), _whole(placed, name, observed)
+    before, after = whole(placed, name, None), whole(placed, name, observed)
     view = placed.views[name]
     was, now = floats.decode(before, view.name), floats.decode(after, view.name)
     rows = []
@@ -78,7 +87,28 @@ def _describe_cells(placed, observed, name, cells: Cells, wrong: np.ndarray, cas
         sentence = f"{where} is {first.actual}, and must be {first.expected}{because}"
     if len(wrong) > 1:
         sentence += f" (and {len(wrong) - 1} more cells)"
-    return Found("states", base_name(name), sentence, tuple(rows))
+    return Found("states", base_name(name), sentence, tuple(rows), picture=_picture(name, cells, view, was, now, wrong))
+
+
+def _picture(name: str, cells: Cells, view: View, was: np.ndarray, now: np.ndarray, wrong: np.ndarray) -> Picture:
+    """A crop of the output with its first wrong cell in it; all but the last dimension are rows."""
+    columns = max(view.shape[-1], 1)
+    rows = len(now) // columns
+    row, column = divmod(int(wrong[0]), columns)
+    top, left = (max(0, min(at - size // 3, n - size)) for at, n, size in ((row, rows, CROP[0]), (column, columns, CROP[1])))
+    flat = np.arange(len(now)).reshape(rows, columns)[top : top + CROP[0], left : left + CROP[1]]
+    states, values = cells.state.reshape(-1), floats.rounded(cells.value.reshape(-1), view.name)
+
+    def must(k: int) -> str:
+        return {State.WRITTEN: str(values[k]), State.UNTOUCHED: str(was[k]), State.JUDGED: "rule"}.get(State(states[k]), "any")
+
+    bad = np.isin(flat, wrong)
+    return Picture(name, top, left, _text(flat, must), _text(flat, lambda k: str(now[k])),
+                   _text(flat, lambda k: State(states[k]).name), tuple((int(r), int(c)) for r, c in zip(*np.nonzero(bad))))
+
+
+def _text(flat: np.ndarray, say) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(say(k) for k in row) for row in flat.tolist())
 
 
 def cell_name(view: View, flat: int) -> str:
@@ -87,9 +117,12 @@ def cell_name(view: View, flat: int) -> str:
     return f"[row {index[0]}, col {index[1]}]" if len(index) == 2 else f"[{', '.join(map(str, index))}]"
 
 
-def inputs(placed: Placed, observed: Observed) -> list[Found]:
-    """Check 2: `in` arguments unchanged, bit for bit."""
-    found = []
+def inputs(placed: Placed, observed: Observed, written: Sequence[str], moved: Sequence[str]) -> list[Found]:
+    """Check 2: `in` arguments unchanged, bit for bit, and not changed and put back either: `written` names the tensors that
+    PyTorch operations wrote to (what a kernel writes is the memory tier's business). `moved` names the arguments, outputs
+    too, whose tensor objects were made to show other memory: a caller, or a captured graph, goes on with the old one."""
+    found = [Found("inputs", base_name(n), f"after the call the tensor object {n} no longer shows the memory that was passed")
+             for n in moved]
     for name, view in placed.views.items():
         if placed.contract.arg(name).role is not Role.IN:
             continue
@@ -102,6 +135,10 @@ def inputs(placed: Placed, observed: Observed) -> list[Found]:
                 found.append(Found("inputs", base_name(name),
                                    f"the input {name}{cell_name(view, flat)} was changed from {was} to {now}"))
                 break
+        else:
+            if name in written:
+                found.append(Found("inputs", base_name(name), f"the input {name} was written to by a PyTorch operation, though "
+                                                              "at the end it held what it held before"))
     return found
 
 
@@ -130,8 +167,11 @@ def _tensor_at(placed: Placed, block: int) -> str:
 def position(view: View, byte: int) -> str:
     """Where a byte lies relative to a tensor: `[row 3, col 129]: row has 128 columns`, or `[8]: it has 8 elements`."""
     index = view.locate(byte)
+    cell = view.start + view.dtype.itemsize * sum(i * s for i, s in zip(index, view.strides))
+    if byte // view.dtype.itemsize != cell // view.dtype.itemsize and 0 <= index[-1] < view.shape[-1] - 1:
+        return f", between {list(index)} and the cell behind it, which are {view.strides[-1]} elements apart"
     if len(index) == 1:
-        return f"[{index[0]}]: it has {view.shape[0]} elements"
+        return f"[{index[0]}]: it has {view.shape[0]} element{'' if view.shape[0] == 1 else 's'}"
     if len(index) == 2:
         return f"[row {index[0]}, col {index[1]}]: it has {view.shape[0]} rows of {view.shape[1]} columns"
     return f"[{', '.join(map(str, index))}]: its shape is {view.shape}"
@@ -143,8 +183,8 @@ def interference(first: tuple[Placed, Observed], second: tuple[Placed, Observed]
     found = []
     for name, cells in expected.items():
         view = first[0].views[name]
-        bits, prior_bits = _whole(second[0], name, second[1]), _whole(second[0], name, None)
-        a, b, prior = (floats.decode(x, view.name) for x in (_whole(first[0], name, first[1]), bits, prior_bits))
+        bits, prior_bits = whole(second[0], name, second[1]), whole(second[0], name, None)
+        a, b, prior = (floats.decode(x, view.name) for x in (whole(first[0], name, first[1]), bits, prior_bits))
         state = cells.state.reshape(-1)
         moved = (state == State.WRITTEN) & _differs(a, b)
         touched = (state == State.UNTOUCHED) & _differs_bytes(bits, prior_bits)
@@ -174,11 +214,13 @@ _VERB = {"read-outside": "load from", "write-outside": "store to", "read-forbidd
 
 def _memory_finding(placed: Placed, f: dict) -> Found:
     program = "({}, {}, {})".format(*f["program"])
-    by = f"; program {program} at {f['where']}" if f["where"] else ""
+    where = shown_path(f["where"])
+    by = f"; program {program} at {where}" if f["where"] else ""
     if f["rule"] == "grid":
-        return Found("memory", "grid", f"launch with the grid {f['detail']}, which hardware refuses{by}")
+        return Found("memory", "grid", f"launch with the grid {f['detail']}, which hardware refuses{by}", where=where)
     if f["block"] is None or f["block"] >= len(placed.sizes):
-        return Found("memory", f"{f['rule']} nowhere", f"{_VERB[f['rule']]} an address that belongs to no tensor{by}")
+        return Found("memory", f"{f['rule']} nowhere", f"{_VERB[f['rule']]} an address that belongs to no tensor{by}",
+                     where=where)
     name = _tensor_at(placed, f["block"])
     view = placed.views[name]
     sentence = f"{_VERB[f['rule']]} {name}{position(view, f['byte'])}"
@@ -186,4 +228,4 @@ def _memory_finding(placed: Placed, f: dict) -> Found:
         sentence += ", a cell of no request in the batch"
     if f["rule"] == "race":
         sentence += ", which another program of the same launch changes or reads in no defined order"
-    return Found("memory", f"{base_name(name)} {f['rule']}", sentence + by)
+    return Found("memory", f"{base_name(name)} {f['rule']}", sentence + by, where=where)

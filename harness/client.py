@@ -16,6 +16,7 @@ from harness import messages
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 180.0
 END_LIMIT = 30.0
+TEST_SIGNS = ("PYTEST_", "HYPOTHESIS_", "PLUMBLINE_")
 OWN_FAULT = 70  # the worker's exit status for an error of its own
 UNLOADABLE = 71  # that of a child whose subject does not load
 PHASE_LIMIT = {"setup": 60.0, "compile": 300.0, "check": 60.0}
@@ -27,6 +28,21 @@ class InfraError(Exception):
 
 class UsageError(Exception):
     """The user asked for something that cannot be: one line, exit 2."""
+
+
+def shown_path(path: Path | str) -> str:
+    """A path as the user types it at the root."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def subject_name(spec: str) -> str:
+    """A subject as case files name it: a file inside this checkout relative to its root, so that its cases replay in any
+    other checkout; another file by its full path; anything else as it is."""
+    if not spec.endswith(".py"):
+        return spec
+    path = Path(spec).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Worker:
     def __init__(self, options: WorkerOptions, contracts):
         self.options = options
         self.limits = Limits(options.run_limit)
-        self._contracts = [[c.family, c.name] for c in contracts]
+        self._contracts = [[c.family, c.name, c.names] for c in contracts]
         self._log = tempfile.TemporaryFile(mode="w+")
         self._channel: socket.socket | None = None
         self._pid = 0
@@ -95,7 +111,7 @@ class Worker:
         self._control, theirs = socket.socketpair()
         main = ROOT / "harness" / "worker" / "main.py"
         command = [*self.options.under, self.options.python, "-I", str(main), str(theirs.fileno())]
-        environment = {**os.environ, **self.options.environment}
+        environment = {**_untold(os.environ), **self.options.environment}
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log,
                                          stderr=subprocess.STDOUT, env=environment,
                                          start_new_session=bool(self.options.under))
@@ -231,6 +247,11 @@ class Worker:
             return Fault("died", phase, f"{_status(status)} in phase {phase}"), []
 
 
+def _untold(environment) -> dict[str, str]:
+    """The environment without what says that a test is running: a subject must not be able to behave for the occasion."""
+    return {name: value for name, value in environment.items() if not name.startswith(TEST_SIGNS)}
+
+
 def _status(status: int) -> str:
     if status < 0:
         return f"the process was ended by {signal.Signals(-status).name}"
@@ -265,11 +286,11 @@ class Inline:
         sys.path[:0] = options.paths
         try:
             loaded = subject.Subject(options.subject, ROOT)
+            self.describe = {c.name: loaded.describe(c.family, c.name, c.names) for c in contracts}
         except subject.SubjectError as error:
             raise UsageError(str(error)) from None
         self._runner = runner.Runner(loaded, options.device, options.guards)
         self.tier = self._runner.memory.guards
-        self.describe = {c.name: loaded.describe(c.family, c.name) for c in contracts}
         import numpy
         import torch
         import triton
@@ -283,6 +304,13 @@ class Inline:
 
     def run(self, header: dict, blobs: list) -> tuple[dict, list]:
         return self._runner.run(header, [memoryview(b) for b in blobs])
+
+    def stop_in_calls(self) -> None:
+        """Stop in pdb on the first line of the subject's function, each time it is called."""
+        import pdb
+
+        find = self._runner.subject.function
+        self._runner.subject.function = lambda family, name: lambda **given: pdb.runcall(find(family, name), **given)
 
     def close(self) -> None:
         """Nothing to end."""

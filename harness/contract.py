@@ -153,6 +153,11 @@ class Contract:
             raise TypeError(f"{self.name}: the case type {self.case.__name__} must be a dataclass")
         self.case.contract = self
 
+    @property
+    def names(self) -> list[str]:
+        """What a subject's function is called with, by keyword."""
+        return [a.name for a in self.args] + [s.name for s in self.scalars]
+
     def arg(self, name: str) -> Arg:
         """The declaration behind an argument or one of its per-backend tensors (`page_table_1[2]`)."""
         base = base_name(name)

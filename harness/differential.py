@@ -68,7 +68,7 @@ def wire_arguments(arguments: dict[str, Any]) -> dict[str, dict]:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """A step's case with what is computed from it once: its arguments, and what the oracle expects."""
 
     case: Case
@@ -76,11 +76,12 @@ class _Step:
     expected: Any
 
 
-def _steps(example: Example, rules: Mapping[str, str], states_matter: bool) -> list[_Step]:
+def plan(example: Example, rules: Mapping[str, str], states_matter: bool) -> list[Step]:
+    """The example's steps, with the oracle's answers where `states_matter`."""
     steps = []
     for case in example.steps:
         arguments = case.arguments()
-        steps.append(_Step(case, arguments, expect(case.contract, arguments, rules) if states_matter else None))
+        steps.append(Step(case, arguments, expect(case.contract, arguments, rules) if states_matter else None))
     return steps
 
 
@@ -88,12 +89,12 @@ def check(example: Example, worker, rules: Mapping[str, str], options: CheckOpti
     """Everything that is wrong with a subject on one example, most direct findings first."""
     if example.contract.kind is Kind.HOST:
         return _check_host(example, worker, rules)
-    steps = _steps(example, rules, bool({"states", "interference"} & set(options.checks)))
-    first, found = _run(example, steps, worker, options, run=0)
+    steps = plan(example, rules, bool({"states", "interference"} & set(options.checks)))
+    first, found = run_steps(example, steps, worker, options, run=0)
     if any(f.check in ("raised", "fault") for f in found):
         return _unique(found)
     if "interference" in options.checks:
-        second, later = _run(example, steps, worker, options, run=1)
+        second, later = run_steps(example, steps, worker, options, run=1)
         found += [f for f in later if f.check in ("raised", "fault", "memory")]
         if len(second) == len(first):
             known = {f.buffer for f in found if f.check == "states"}
@@ -126,8 +127,8 @@ def _unique(found: list[Found]) -> list[Found]:
     return list(seen.values())
 
 
-def _run(example: Example, steps: list[_Step], worker, options: CheckOptions,
-         run: int) -> tuple[list[tuple[Placed, Observed]], list[Found]]:
+def run_steps(example: Example, steps: list[Step], worker, options: CheckOptions,
+              run: int) -> tuple[list[tuple[Placed, Observed]], list[Found]]:
     """Run every step once; each step of a session starts from what the one before left in the outputs."""
     done: list[tuple[Placed, Observed]] = []
     found: list[Found] = []
@@ -163,21 +164,21 @@ def _mode(contract: Contract, worker, run: int) -> str:
     return "graph" if contract.capturable and worker.describe[contract.name]["capturable"] else "side stream"
 
 
-def _inspect(placed, observed, reply: dict, step: _Step, options: CheckOptions) -> list[Found]:
+def _inspect(placed, observed, reply: dict, step: Step, options: CheckOptions) -> list[Found]:
     found = []
     if "memory" in options.checks:
         found += checks.memory(placed, reply["findings"])
     if "states" in options.checks:
         found += checks.states(placed, observed, step.expected, step.case)
     if "inputs" in options.checks:
-        found += checks.inputs(placed, observed)
+        found += checks.inputs(placed, observed, reply["written"], reply["moved"])
     if "redzones" in options.checks:
         found += checks.redzones(placed, observed)
     return found
 
 
 def _at(found: Found, step: int) -> Found:
-    return found if step == 0 else Found(found.check, found.buffer, f"step {step}: {found.sentence}", found.differences, step)
+    return found if step == 0 else replace(found, sentence=f"step {step}: {found.sentence}", step=step)
 
 
 def _raised(error: dict, step: int, wrote: str) -> Found:

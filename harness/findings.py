@@ -27,8 +27,27 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An output around its first wrong cell, as text: what must stand there, what does, and each cell's state.
+
+    `row` and `column` say where the crop starts; `wrong` are the (row, column) of the crop that differ.
+    """
+
+    tensor: str
+    row: int
+    column: int
+    expected: tuple[tuple[str, ...], ...]
+    actual: tuple[tuple[str, ...], ...]
+    state: tuple[tuple[str, ...], ...]
+    wrong: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Found:
-    """One finding on one case. `check` is a check's name, or `raised`, `fault`, `returned`; `buffer` has no backend."""
+    """One finding on one case. `check` is a check's name, or `raised`, `fault`, `returned`; `buffer` has no backend.
+
+    `where` is the line of kernel source that a memory finding blames, `file:line`.
+    """
 
     check: str
     buffer: str
@@ -37,6 +56,8 @@ class Found:
     step: int = 0
     traceback: str = ""
     wrote: str = ""
+    where: str = ""
+    picture: Picture | None = None
 
     @property
     def kind(self) -> tuple[str, str]:

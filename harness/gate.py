@@ -1,7 +1,9 @@
-"""`ci/gate`: planted faults first, then every transform of every subject. Exit 0 clean, 1 a finding, 2 it could not run.
-A branch that changes kernels of ours owes `ci/mutate --changed main` as well, which mutates only the functions it changed.
+"""`ci/gate`: planted faults and the museum of real bugs first, then every transform of every subject. Exit 0 clean, 1 a
+finding, 2 it could not run. A branch that changes kernels of ours owes `ci/mutate --changed main` as well, which mutates
+only the functions that it changed.
 
-The lanes are pytest tests with the mark `gate`, so a red gate can be taken apart with `pytest -m gate -k ...`.
+The lanes are pytest tests with the mark `gate`, so a red gate can be taken apart with `pytest -m gate -k ...`. With --museum
+the gate measures itself instead: `tests/museum/run.py`, a program of its own, has the rest of the command line.
 """
 
 import argparse
@@ -10,8 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness import devices, registry
 from harness.campaign import PROFILES
-from harness.client import ROOT
+from harness.client import ROOT, InfraError, UsageError, Worker, WorkerOptions, subject_name
 from harness.verdicts import Row, exit_code
 
 
@@ -24,27 +27,75 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--variant", action="append", default=[], help="CONTRACT:RULE=CHOICE, over what the subject declares")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--require-gpu", action="store_true", help="exit 2 where there is no GPU")
-    parser.add_argument("--report", type=Path, default=ROOT / "report", help="where junit.xml, summary.md and verdicts.json go")
+    parser.add_argument("--report", type=Path, default=ROOT / "report",
+                        help="where index.html, summary.md, junit.xml and verdicts.json go (default: report/ beside ci/)")
     parser.add_argument("-n", dest="workers", default="auto", help="parallel test processes (default: auto)")
+    parser.add_argument("--museum", action="store_true",
+                        help="measure the suite on real bugs instead: [--seeds N] [ID...], see --museum --help")
     return parser
 
 
 def main(given: list[str] | None = None) -> int:
+    given = sys.argv[1:] if given is None else given
+    if "--museum" in given:
+        return _museum(*(word for word in given if word != "--museum"))
     options = arguments().parse_args(given)
-    common = [sys.executable, "-m", "pytest", "-q", "-n", options.workers, "--dist=worksteal", f"--device={options.device}"]
+    options.report = options.report.resolve()
+    options.subject = [subject_name(s) for s in options.subject or ("kernels", "eager")]
+    wrong = _impossible(options)
+    if wrong:
+        print(f"ci/gate: {wrong}")
+        return 2
+    common = [sys.executable, "-m", "pytest", "-q", "--progress", "-n", options.workers, "--dist=worksteal",
+              f"--device={options.device}"]
     common += ["--require-gpu"] if options.require_gpu else []
     print("self-check: the planted faults", flush=True)
-    if subprocess.run([*common, "-m", "selfcheck", "tests/meta"], cwd=ROOT).returncode != 0:
+    if run([*common, "-m", "selfcheck", "tests/meta"]) != 0:
         print("ci/gate: a planted fault was not seen; this gate proves nothing")
         return 2
+    print("self-check: the museum of real bugs, one seed", flush=True)
+    if _museum("--in-a-gate", *(["-n", options.workers] if options.workers.isdigit() else [])) != 0:
+        print("ci/gate: a real bug was not seen, or its clean twin was not clean; this gate is blind")
+        return 2
+    print(f"the gate: profile {options.profile}, subjects {', '.join(options.subject)}", flush=True)
     verdicts = options.report / "verdicts.json"
     verdicts.unlink(missing_ok=True)
     command = [*common, "-m", "gate", "tests", f"--profile={options.profile}", f"--report={options.report}",
                f"--junitxml={options.report / 'junit.xml'}", "-o", "junit_family=xunit2"]
-    command += [f"--subject={s}" for s in options.subject or ("kernels", "eager")]
-    command += [f"--subject-path={p}" for p in options.subject_path] + [f"--variant={v}" for v in options.variant]
+    command += [f"--subject={s}" for s in options.subject]
+    command += [f"--subject-path={Path(p).resolve()}" for p in options.subject_path]
+    command += [f"--variant={v}" for v in options.variant]
     command += [f"--subject-python={options.subject_python}"] if options.subject_python else []
-    return _conclude(subprocess.run(command, cwd=ROOT).returncode, verdicts)
+    return _conclude(run(command), verdicts)
+
+
+def run(command: list[str]) -> int:
+    """The status of a pytest run. Ctrl-C reaches pytest as well, which then writes what it has; wait for that."""
+    process = subprocess.Popen(command, cwd=ROOT)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def _impossible(options) -> str:
+    """What cannot be, seen before the self-check takes a minute; or ''."""
+    if options.device not in ("auto", "cpu", "cuda"):
+        return f"--device {options.device}: known are auto, cpu, cuda"
+    if (options.require_gpu or options.device == "cuda") and not devices.gpus():
+        return f"{'--require-gpu' if options.require_gpu else '--device cuda'}: no GPU is visible here (nvidia-smi lists none)"
+    for subject in options.subject:
+        try:
+            Worker(WorkerOptions(subject, devices.resolve(options.device), options.subject_python or sys.executable,
+                                 tuple(options.subject_path)), list(registry.contracts().values())).close()
+        except (UsageError, InfraError) as error:
+            return str(error)
+    return ""
+
+
+def _museum(*words: str) -> int:
+    return run([sys.executable, "-m", "tests.museum.run", *words])
 
 
 def _conclude(status: int, verdicts: Path) -> int:

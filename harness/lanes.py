@@ -1,17 +1,27 @@
 """The gate's lanes as test bodies: run a campaign, record its verdict, fail with the findings and nothing else."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
-from harness import casefile, registry, rendering
+from harness import casefile, registry, rendering, results
 from harness.campaign import Campaign, OutsideCampaign, Outcome, Report
-from harness.client import ROOT
+from harness.client import ROOT, shown_path
 from harness.contract import Case, Kind
 from harness.differential import Example, replay
 from harness.findings import CheckOptions
 from harness.misuse import attempt, misuses
 from harness.verdicts import INFRA, NOT_PROVIDED, UNCHECKED, Row
+
+
+class FoundWrong(pytest.fail.Exception):
+    """A test's findings: their text for the terminal, and the findings themselves for the reports."""
+
+    def __init__(self, found: list[results.Result]):
+        super().__init__("\n\n".join(map(rendering.finding, found)), pytrace=False)
+        self.results = found
+
 
 SHORT = {"states": "cells", "inputs": "inputs", "redzones": "red zones", "interference": "interference", "memory": "memory"}
 
@@ -43,8 +53,7 @@ def serving(session, subject: str, transforms: list[str], strategy, record_prope
     outcome = Campaign(contract, worker, rules, strategy, profile).run()
     _fill(row, outcome)
     _record(record_property, row)
-    if outcome.reports:
-        pytest.fail("\n\n".join(rendering.finding(row.transform, rules, r) for r in outcome.reports), pytrace=False)
+    _fail(subject, row.transform, rules, outcome.reports)
 
 
 def _campaign(session, subject: str, transform: str, lane: str, strategy, profile, record_property) -> Row | None:
@@ -55,14 +64,14 @@ def _campaign(session, subject: str, transform: str, lane: str, strategy, profil
         row.notes += [m for m in [worker.describe[transform]["missing"]] if m and lane == "inside"]
         _record(record_property, row)
         return None
-    outcome = Campaign(contract, worker, session.rules(subject, transform), strategy, profile).run()
+    rules = session.rules(subject, transform)
+    outcome = Campaign(contract, worker, rules, strategy, profile).run()
     _fill(row, outcome)
     if lane == "inside" and outcome.verdict == "PASS" and outcome.counted == 0:
         row.verdict = INFRA
         row.notes.append(f"no example was tried; the subject declined {outcome.unsupported}")
     _record(record_property, row)
-    if outcome.reports:
-        pytest.fail(_text(session, subject, transform, outcome), pytrace=False)
+    _fail(subject, transform, rules, outcome.reports)
     return row
 
 
@@ -78,13 +87,16 @@ def outside(session, subject: str, transform: str, strategy, record_property) ->
         _record(record_property, Row(subject, transform, "outside", NOT_PROVIDED))
         return
     profile = replace(session.profile, counted=session.profile.counted // 4)
-    outcome = OutsideCampaign(contract, worker, session.rules(subject, transform), strategy, profile).run()
+    rules = session.rules(subject, transform)
+    outcome = OutsideCampaign(contract, worker, rules, strategy, profile).run()
     row = Row(subject, transform, "outside", UNCHECKED, seconds=outcome.seconds)
-    row.notes = [f"UNCHECKED PRECONDITION ({r.found.buffer}): {r.found.sentence}; {rendering.shown_path(r.path)}"
+    row.notes = [f"UNCHECKED PRECONDITION ({r.found.buffer}): {r.found.sentence}; {shown_path(r.path)}"
                  for r in outcome.reports]
     _record(record_property, row)
-    if outcome.reports and subject == "kernels":
-        pytest.fail(_text(session, subject, transform, outcome), pytrace=False)
+    if subject == "kernels":
+        _fail(subject, transform, rules, outcome.reports)
+    for report in outcome.reports:
+        record_property("finding", results.of(subject, transform, rules, report).dump())
 
 
 def fixed(session, subject: str, example: Example) -> None:
@@ -101,9 +113,8 @@ def fixed(session, subject: str, example: Example) -> None:
     for found in replay(example, worker, rules):
         content = casefile.document(example, rules, subject, worker.versions, found)
         path = casefile.write(ROOT / "failures" / f"{name}-{content['digest'][:8]}.json", content)
-        reports.append(rendering.finding(name, rules, Report(found, example, path)))
-    if reports:
-        pytest.fail("\n\n".join(reports), pytrace=False)
+        reports.append(Report(found, example, path))
+    _fail(subject, name, rules, reports)
 
 
 def refusals(session, subject: str, case: Case) -> int:
@@ -128,13 +139,13 @@ def _checks(contract, tier: str) -> str:
 def _fill(row: Row, outcome: Outcome) -> None:
     row.counted, row.degenerate, row.unsupported = outcome.counted, outcome.degenerate, outcome.unsupported
     row.seconds, row.verdict = outcome.seconds, outcome.verdict
-    row.notes += [f"{r.found.sentence}; {rendering.shown_path(r.path)}" for r in outcome.reports]
     row.notes += [f"also seen, not shrunk: {check} ({buffer})" for check, buffer in sorted(outcome.also)]
 
 
-def _text(session, subject: str, transform: str, outcome: Outcome) -> str:
-    rules = session.rules(subject, transform)
-    return "\n\n".join(rendering.finding(transform, rules, r) for r in outcome.reports)
+def _fail(subject: str, transform: str, rules: Mapping[str, str], reports: list[Report]) -> None:
+    """Fail with the findings, if there are any."""
+    if reports:
+        raise FoundWrong([results.of(subject, transform, rules, r) for r in reports])
 
 
 def _record(record_property, row: Row) -> None:

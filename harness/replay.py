@@ -1,27 +1,41 @@
 """`ci/replay`: run a saved case again. FIXED (exit 0), FAILED (1) or ERROR (2)."""
 
 import argparse
+import os
 import shutil
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
-from harness import casefile, registry, rendering
+from harness import casefile, devices, registry, rendering, results, script
 from harness.campaign import Report
-from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions
+from harness.casefile import Saved
+from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerOptions, shown_path, subject_name
 from harness.differential import replay
+from harness.findings import Found
+from harness.sanitized import CannotRun, Sanitized, find_tool
 
 CORPUS = ROOT / "tests" / "corpus"
 FIXED, FAILED, ERROR = 0, 1, 2
+WORDS = ("FIXED", "FAILED", "ERROR")
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("ci/replay", description="Replay a saved case.")
+    parser = argparse.ArgumentParser("ci/replay", description="Replay a saved case. FIXED: exit 0, FAILED: 1, ERROR: 2.")
     parser.add_argument("case", type=Path, help="a case file, as a failure names it")
     parser.add_argument("--subject", help="whose kernel to run (default: the one in the file)")
     parser.add_argument("--subject-python", default=sys.executable, help="the interpreter that holds the subject")
     parser.add_argument("--subject-path", action="append", default=[], help="a folder to import the subject from")
     parser.add_argument("--inline", action="store_true", help="run in this process instead of a worker")
     parser.add_argument("--pdb", action="store_true", help="with --inline: stop in the debugger when the subject is called")
+    parser.add_argument("--cuda", action="store_true", help="run on a GPU, compiled (default: Triton's interpreter)")
+    parser.add_argument("--memcheck", action="store_true", help="run on a GPU under compute-sanitizer's memcheck")
+    parser.add_argument("--cuda-gdb", action="store_true", help="run on a GPU in this terminal, under cuda-gdb")
+    parser.add_argument("--script", nargs="?", const=Path(), type=Path, metavar="FILE",
+                        help="write the case as one Python file that needs nothing of plumbline (default: CASE.py)")
+    parser.add_argument("--bisect", nargs="+", type=Path, metavar="VERSION",
+                        help="replay over wheels, unpacked folders or .py files of the subject, oldest first")
     parser.add_argument("--keep", action="store_true", help="add the case to tests/corpus, which every test run replays")
     return parser
 
@@ -29,38 +43,138 @@ def arguments() -> argparse.ArgumentParser:
 def main(given: list[str] | None = None) -> int:
     options = arguments().parse_args(given)
     try:
-        return _replay(options)
-    except (casefile.CaseFileError, UsageError, InfraError) as error:
+        saved = casefile.read(options.case)
+        _possible(options)
+        if options.keep:
+            _keep(options.case)
+        options.subject = subject_name(options.subject) if options.subject else saved.subject
+        if options.bisect:
+            return _bisect(saved, options)
+        if options.cuda_gdb:
+            return _debug(options)
+        return _memcheck(saved, options) if options.memcheck else _replay(saved, options)
+    except (casefile.CaseFileError, UsageError, InfraError, CannotRun) as error:
         print(f"ERROR   {error}")
         return ERROR
 
 
-def _replay(options) -> int:
-    saved = casefile.read(options.case)
+def _possible(options) -> None:
+    """Options that need something that is not there."""
     if options.pdb and not options.inline:
         raise UsageError("--pdb needs --inline: a debugger cannot reach the worker")
-    if options.keep:
-        CORPUS.mkdir(exist_ok=True)
-        kept = shutil.copy(options.case, CORPUS / options.case.name)
-        print(f"kept    {rendering.shown_path(Path(kept))}")
-    subject = options.subject or saved.subject
+    for option in ("cuda", "memcheck", "cuda_gdb"):
+        if getattr(options, option) and not devices.gpus():
+            raise UsageError(f"--{option.replace('_', '-')}: no GPU is visible here (nvidia-smi lists none)")
+
+
+def _keep(case: Path) -> None:
+    CORPUS.mkdir(exist_ok=True)
+    if case.resolve().parent != CORPUS.resolve():
+        shutil.copy(case, CORPUS / case.name)
+    print(f"kept    {shown_path(CORPUS / case.name)}")
+
+
+def _worker(options, subject: str, paths: tuple[str, ...]):
+    device = "cuda" if options.cuda else "cpu"
     kind = Inline if options.inline else Worker
-    worker = kind(WorkerOptions(subject, python=options.subject_python, paths=tuple(options.subject_path)),
-                  list(registry.contracts().values()))
-    name = saved.example.contract.name
+    return kind(WorkerOptions(subject, device, options.subject_python, paths, environment=devices.environment(device, 0)),
+                list(registry.contracts().values()))
+
+
+def _provided(worker, subject: str, name: str) -> None:
     if not worker.describe[name]["provided"]:
         raise UsageError(f"{subject} does not provide {name}: {worker.describe[name]['missing'] or 'no such function'}")
-    if options.pdb:
-        breakpoint()  # the next call of the subject is `n` steps away: worker.run(...)
-    found = replay(saved.example, worker, saved.variant)
-    worker.close()
+
+
+def _replay(saved: Saved, options) -> int:
+    worker = _worker(options, options.subject, tuple(options.subject_path))
+    name = saved.example.contract.name
+    try:
+        _provided(worker, options.subject, name)
+        if options.pdb:
+            worker.stop_in_calls()
+        found = replay(saved.example, worker, saved.variant)
+        _say(saved, options, found)
+        if options.script is not None:
+            path = options.script if options.script != Path() else options.case.with_suffix(".py")
+            said = script.write(path, saved.example, worker, saved.variant, found)
+            print(f"script  python {path}        ({said})")
+    finally:
+        worker.close()
+    print(*(["FAILED"] if found else []), sep="\n", end="\n" if found else "")
+    return FAILED if found else FIXED
+
+
+def _say(saved: Saved, options, found: list[Found]) -> None:
+    name = saved.example.contract.name
     if not found:
         print(f"FIXED   {name}: nothing is wrong on {saved.example}")
-        return FIXED
     for f in found:
-        print(rendering.finding(name, dict(saved.variant), Report(f, saved.example, options.case)))
-    print("FAILED")
-    return FAILED
+        print(rendering.finding(results.of(options.subject, name, saved.variant, Report(f, saved.example, options.case))))
+
+
+def _memcheck(saved: Saved, options) -> int:
+    tool = find_tool()
+    print("running under compute-sanitizer, which takes its time", flush=True)
+    under = Sanitized(tool, "memcheck", options.subject, options)
+    try:
+        _provided(under.worker, options.subject, saved.example.contract.name)
+        found = replay(saved.example, under.worker, saved.variant)
+    finally:
+        news = under.close()
+    _say(saved, options, found)
+    print("\n".join(["memcheck:", *(f"  {line}" for line in news)] if news else ["memcheck: nothing"]))
+    print("FAILED" if found or news else "FIXED under memcheck")
+    return FAILED if found or news else FIXED
+
+
+def _debug(options) -> int:
+    """Hand this process over to cuda-gdb, which runs the replay inline."""
+    tool = find_tool("cuda-gdb")
+    command = [tool, "--args", options.subject_python, "-m", "harness.replay", str(options.case), "--inline", "--cuda",
+               "--subject", options.subject, *(f"--subject-path={p}" for p in options.subject_path)]
+    sys.stdout.flush()
+    os.execv(tool, command)
+
+
+def _bisect(saved: Saved, options) -> int:
+    """Every version in the given order; the exit status is that of the last."""
+    name, statuses = saved.example.contract.name, []
+    width = max(len(v.name) for v in options.bisect)
+    print(f"{name} over {len(options.bisect)} versions of {options.subject}")
+    for version in options.bisect:
+        status, says = _one_version(saved, options, version)
+        statuses.append(status)
+        print(f"  {version.name:{width}}  {WORDS[status]:6}  {says}".rstrip(), flush=True)
+    known = [(v.name, s) for v, s in zip(options.bisect, statuses) if s != ERROR]
+    for (before, old), (after, new) in zip(known, known[1:]):
+        if old != new:
+            print(f"first {'fixed' if new == FIXED else 'failing'}: {after} (before it: {before})")
+    return statuses[-1]
+
+
+def _one_version(saved: Saved, options, version: Path) -> tuple[int, str]:
+    """A wheel is unpacked and a folder taken as it is, both as the place to import the subject from; a .py file is itself the
+    subject."""
+    with tempfile.TemporaryDirectory(prefix="plumbline-version-") as folder:
+        subject, place = options.subject, str(version.resolve())
+        try:
+            if not version.exists():
+                raise UsageError("no such wheel, folder or file")
+            if version.suffix == ".py":
+                subject, place = place, str(version.resolve().parent)
+            elif version.is_file():
+                zipfile.ZipFile(version).extractall(folder)
+                place = folder
+            worker = _worker(options, subject, (place, *options.subject_path))
+            try:
+                _provided(worker, subject, saved.example.contract.name)
+                found = replay(saved.example, worker, saved.variant)
+            finally:
+                worker.close()
+        except (UsageError, InfraError, zipfile.BadZipFile) as error:
+            return ERROR, str(error)
+    return (FAILED, found[0].sentence) if found else (FIXED, "")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 PASS, DEFECT, INTERMITTENT = "PASS", "DEFECT", "INTERMITTENT"
 UNCHECKED, NOT_PROVIDED, INFRA = "UNCHECKED PRECONDITION", "NOT PROVIDED", "INFRA"
@@ -60,22 +59,3 @@ def exit_code(rows: Sequence[Row]) -> int:
     ran = [line for line in lines if line.verdict == PASS]
     idle = [line for line in ran if line.counted == 0]
     return 2 if not ran or idle or any(line.verdict == INFRA for line in lines) else 0
-
-
-def markdown(rows: Sequence[Row], header: Sequence[str]) -> str:
-    """The table for a job summary."""
-    lines = ["# plumbline", "", *(f"- {h}" for h in header), "",
-             "| subject | transform | examples | degenerate | unsupported | checks | seconds | verdict |",
-             "| --- | --- | ---: | ---: | ---: | --- | ---: | --- |"]
-    for r in merged(rows):
-        lines.append(f"| {r.subject} | {r.transform} | {r.counted} | {r.degenerate} | {r.unsupported} | {r.checks} | "
-                     f"{r.seconds:.1f} | {r.verdict} |")
-    notes = [f"- {r.subject} {r.transform}: {n}" for r in merged(rows) for n in r.notes]
-    return "\n".join(lines + ([""] + notes if notes else [])) + "\n"
-
-
-def write(folder: Path, rows: Sequence[Row], header: Sequence[str]) -> None:
-    """Leave the verdicts behind for people and for programs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.md").write_text(markdown(rows, header))
-    (folder / "verdicts.json").write_text(json.dumps([asdict(r) for r in merged(rows)], indent=1) + "\n")

@@ -48,6 +48,12 @@ def repeats(draw, *block_sizes: int) -> int:
     return draw(st.sampled_from(block_sizes)) if draw(many(15)) else 1
 
 
+def crowd(draw, items, least: int = 17) -> tuple:
+    """Now and then so many items, by repetition, that a kernel needs a second block of them."""
+    items = tuple(items)
+    return items * -(-least // len(items)) if items and draw(many(12)) else items
+
+
 @functools.cache
 def spare() -> st.SearchStrategy[int]:
     """Capacity that a captured buffer has beyond the batch."""

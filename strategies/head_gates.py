@@ -63,7 +63,7 @@ def update_rope_guarded(draw) -> UpdateRope:
     tokens, heads = draw(st.sampled_from((2, 3, 4, 2, 3, 7, 2, 0, 1, 5))), draw(st.sampled_from((2, 1, 3, 4)))
     rope_dim, tail = draw(st.sampled_from((4, 1, 2, 8, 64))), draw(st.sampled_from((2, 0, 1, 5, 64)))
     if draw(many(10)):
-        tokens, heads, rope_dim, tail = draw(st.sampled_from(((9, 4, 64, 64), (10, 8, 33, 7), (2, 3, 600, 100))))
+        tokens, heads, rope_dim, tail = draw(st.sampled_from(((9, 4, 64, 64), (10, 8, 33, 7), (2, 3, 600, 100), (17, 1, 4, 3))))
     head_dim = rope_dim + tail
     near = (1, -1, rope_dim - 1, rope_dim, -rope_dim, head_dim, -head_dim, heads * head_dim, -heads * head_dim)
     return UpdateRope(tokens, heads, rope_dim, head_dim, source=draw(st.sampled_from(WAYS)),

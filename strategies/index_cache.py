@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from oracles.index_cache import (KINDS, LATENT_BYTES, TOKEN_BYTES, DequantizeKCache, DequantizeKCachePaged,
                                  FusedStoreIndexCache, GetK, GetKAndS, GetS, Latent, QuantizeKCache, Req, SetKAndS, Slot, Token)
-from strategies.common import around, batch_floor, lengths, many, spare
+from strategies.common import around, batch_floor, crowd, lengths, many, spare
 
-PAGE_SIZES = (1, 64, 2, 16, 64)
+PAGE_SIZES = (1, 64, 2, 16, 64, 32, 128)
 PAGES = (4, 1, 3, 9)
 FAR_BYTES = 5 << 30  # of a cache whose offsets pass 2^31, and 2^32 too
 LONG = 65_600  # more tokens than a grid has rows in y and z
@@ -95,14 +95,14 @@ def quantize_k_cache(draw) -> QuantizeKCache:
     """Every kind of tile, different ones in one token; batches longer than a block of tokens."""
     tiles = st.lists(st.sampled_from(KINDS), min_size=4, max_size=4).map(tuple)
     latents = draw(st.lists(st.builds(Latent, tiles), min_size=draw(batch_floor()), max_size=4))
-    repeat = draw(st.sampled_from((1, 3))) if draw(many(8)) else 1
+    repeat = draw(st.sampled_from((1, 3, 9))) if draw(many(8)) else 1
     return QuantizeKCache(tuple(latents), repeat, draw(st.integers(0, 255)), draw(spare()))
 
 
 @st.composite
 def dequantize_k_cache(draw) -> DequantizeKCache:
     """From no token to more than a block of them."""
-    count = draw(st.sampled_from((2, 0, 1, 3, 4, 5, 9)))
+    count = draw(st.sampled_from((2, 0, 1, 3, 4, 5, 9, 17)))
     return DequantizeKCache(count, draw(st.integers(0, 255)), draw(spare()), draw(st.sampled_from((False, False, True))))
 
 
@@ -115,4 +115,4 @@ def dequantize_k_cache_paged(draw) -> DequantizeKCachePaged:
     tokens = draw(st.lists(slot, min_size=draw(batch_floor()), max_size=6))
     return DequantizeKCachePaged(
         content=draw(st.integers(0, 255)), spare=draw(spare()), nan=draw(st.sampled_from((False, False, True))),
-        tokens=tuple(tokens), slots=slots, from_end=draw(st.sampled_from((True, False, far))))
+        tokens=crowd(draw, tokens), slots=slots, from_end=draw(st.sampled_from((True, False, far))))

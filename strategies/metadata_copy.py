@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracles.metadata_copy import DECODE, DRAFT_EXTEND, TARGET_VERIFY, Backend, MetadataCopy, MetadataCopyMulti
 from strategies.common import around, batch_floor, lengths, many, spare
 
-PAGE_SIZES = (1, 64, 1, 2, 1, 128)
+PAGE_SIZES = (1, 64, 1, 2, 16, 128, 32)
 PARTS = (3, 40, 5, 132, 1)  # 132: an H200
 FLASHMLA = (None, PARTS, PARTS, PARTS, (0,))  # rows of its metadata; None: no split counts either
 BLOCKS = around(128, 256)  # columns around the blocks of the kernels that precompute and copy

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from oracles.mla_block_table import (CalcPaddedBlocks, MlaBlockTable, MlaMetadata, MlaMetadataSizes, MlaMultiStepDraft,
                                      PadDraftExtendQuery, PadSequenceWithMask, Req, Tokens, UnpadDraftExtendOutput)
-from strategies.common import any_slot, around, batch_floor, lengths, many, repeats, spare
+from strategies.common import any_slot, around, batch_floor, crowd, lengths, many, repeats, spare
 
 PAGE_SIZES = (64, 32, 16, 128, 1, 2)
 MODES = ("decode", "target_verify", "draft_extend")
@@ -81,7 +81,7 @@ def _frame(draw) -> dict:
     page_size = draw(st.sampled_from(PAGE_SIZES))
     return dict(
         slots=slots, table_extra=table_extra, page_size=page_size, fresh=draw(st.booleans()),
-        padded=draw(st.booleans()) if page_size >= 16 else draw(many(15)), extra=draw(st.sampled_from((0, 1, 5, 64))),
+        padded=draw(st.booleans()) if page_size >= 16 else draw(many(8)), extra=draw(st.sampled_from((0, 1, 5, 64))),
         spare=draw(spare()), aligned=draw(st.booleans()), shared=draw(st.sampled_from((False, False, True))),
         content=draw(st.integers(0, 255)),
     )
@@ -140,6 +140,7 @@ def _packed(draw, most: int = 4) -> dict:
         total = sum(r.count + r.dropped for r in requests)
         requests[-1] = replace(requests[-1], dropped=requests[-1].dropped + -total % len(requests))
     heads, head_dim = draw(st.sampled_from(((1, 1), (2, 3), (3, 5), (1, 64), (4, 8))))
+    requests = crowd(draw, requests) if heads * head_dim <= 15 and width <= 3 else requests
     if draw(many(12)):
         heads, head_dim = draw(st.sampled_from(((65, 3), (2, 130), (1, 300), (4, 130))))
     return dict(requests=tuple(requests), heads=heads, head_dim=head_dim, extra=draw(st.sampled_from((0, 1, 3))),

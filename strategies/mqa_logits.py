@@ -38,10 +38,14 @@ KEY_COUNTS = st.one_of(lengths(most=300), st.sampled_from((1000, 4000, 65536, 13
 
 @st.composite
 def should_chunk_mqa_logits(draw) -> ShouldChunkMqaLogits:
-    """Around 8,000,000 logits, and budgets around the bytes that they take; below, the budget may be None."""
-    if draw(st.booleans()):
+    """Around 8,000,000 logits, of any size and of more than 2^32 bytes; budgets around the bytes that they take; below, the
+    budget may be None."""
+    size = draw(st.sampled_from(("any", "limit", "limit", "any", "long")))
+    if size == "limit":
         num_q = draw(st.sampled_from((1, 2, 1000, 2000, 1999, 2001, 4096)))
         num_k = draw(st.sampled_from(around(SKIP_BELOW // num_q)))
+    elif size == "long":
+        num_q, num_k = draw(st.sampled_from((8192, 16384, 16385))), draw(st.sampled_from((131072, 131073, 2**20)))
     else:
         num_q, num_k = draw(ROW_COUNTS), draw(KEY_COUNTS)
     elements = num_q * num_k

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from oracles.page_table import (KINDS, MODES, CuSeqlensQ, ExtendReq, GatherPageTable, MaxSeqLenQ, PageTable1Flattened,
                                 PrefixReq, RealPageTable, Req, TopkIndicesOffset)
-from strategies.common import any_slot, around, batch_floor, lengths, many, repeats, spare
+from strategies.common import any_slot, around, batch_floor, crowd, lengths, many, repeats, spare
 
 PAGE_SIZES = (64, 1, 2, 16, 32, 128, 3)
 WIDTHS = (1, 2, 3, 4, 5, 8)
@@ -79,6 +79,8 @@ def real_page_table(draw, max_rows: int = 5) -> RealPageTable:
         page_size = draw(st.sampled_from((1, 2, 3)))
         pages = draw(st.sampled_from((COLUMN_BLOCK, COLUMN_BLOCK, MANY_COLUMNS)))
         columns = pages * page_size + draw(st.sampled_from((1, 1, 0)))
+    elif columns < 64:
+        rows = crowd(draw, rows)
     return RealPageTable(rows, columns, page_size, draw(spare()), draw(spare()), draw(st.integers(0, 255)))
 
 

@@ -137,8 +137,12 @@ def patch_language_once_per_launch(interpreter) -> None:
     interpreter.GridExecutor.__call__ = call
 
 
+class _Refused(Exception):
+    """Hardware refuses a launch."""
+
+
 def watch_launches(interpreter, shadow: Shadow) -> None:
-    """Tell the shadow about launches and programs, and run the programs in a drawn order."""
+    """Tell the shadow about launches and programs, and run the programs in a drawn order; none of a refused launch."""
     stock_call = interpreter.GridExecutor.__call__
     stock_index = interpreter.InterpreterBuilder.set_grid_idx
     stock_dim = interpreter.InterpreterBuilder.set_grid_dim
@@ -148,13 +152,17 @@ def watch_launches(interpreter, shadow: Shadow) -> None:
         values = list(args) + list(kwargs.values())
         state["own"] = list(itertools.chain.from_iterable(own_ranges(v, shadow._arena) for v in values))
         with _disable_current_modes():  # the interpreter's own torch operations are not the kernel's
-            return stock_call(self, *args, **kwargs)
+            try:
+                return stock_call(self, *args, **kwargs)
+            except _Refused:
+                return None
 
     def set_grid_dim(self, x, y, z):
         stock_dim(self, x, y, z)
         state["grid"] = (x, y, z)
         state["order"] = program_order(x * y * z, shadow.order)
-        shadow.launch((x, y, z), state["own"])
+        if not shadow.launch((x, y, z), state["own"]):
+            raise _Refused
 
     def set_grid_idx(self, x, y, z):
         nx, ny, nz = state["grid"]

@@ -28,6 +28,7 @@ def _load():
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the suite, which ends this process when it is done
     messages = _load()
     control = socket.socket(fileno=int(sys.argv[1]))
     config, _ = messages.receive(control)
@@ -40,6 +41,8 @@ def main() -> None:
     messages.send(control, {"ready": True, **reply})
     if config["fork"]:
         _serve(messages, control, runner)
+        sys.stdout.flush()
+        os._exit(0)  # tearing torch down takes longer than test processes are given to end
     else:
         _child(messages, control, runner)
 
@@ -52,8 +55,11 @@ def _preload(config: dict):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     sys.path[:0] = config["paths"]
     import numpy
-    import torch
     import triton
+
+    if wrong := wrong_pair(triton.__version__, numpy.__version__):
+        raise RuntimeError(f"{wrong} (in {sys.executable})")
+    import torch
 
     runner_module = importlib.import_module("plumbline_worker.runner")
     subject_module = importlib.import_module("plumbline_worker.subject")
@@ -62,10 +68,19 @@ def _preload(config: dict):
     if torch.cuda.is_initialized():
         raise subject_module.SubjectError(f"--subject {config['subject']}: importing it initialises CUDA; calls run in forked "
                                           "processes, so do that on first use")
-    described = {name: subject.describe(family, name) for family, name in config["contracts"]}
+    described = {name: subject.describe(family, name, given) for family, name, given in config["contracts"]}
     versions = {"python": sys.version.split()[0], "numpy": numpy.__version__, "torch": torch.__version__,
                 "triton": triton.__version__}
     return {"versions": versions, "describe": described, "tier": runner.memory.guards}, runner
+
+
+def wrong_pair(triton: str, numpy: str) -> str:
+    """Why these versions do not work together with this worker, or ''."""
+    number = lambda text: tuple(int("".join(filter(str.isdigit, part)) or 0) for part in text.split(".")[:2])
+    if number(triton) >= (3, 6) and number(numpy) >= (2, 0):
+        return ""
+    return (f"Triton {triton} with NumPy {numpy}: the interpreter is known from Triton 3.6 on with NumPy 2; "
+            "pip install 'triton>=3.6' 'numpy>=2.0'")
 
 
 def _serve(messages, control: socket.socket, runner) -> None:

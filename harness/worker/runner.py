@@ -21,7 +21,7 @@ class Runner:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True
         self.memory = _memory(device, guards)
-        self._captured, self._arguments = "", {}
+        self._captured, self._arguments, self._tensors = "", {}, {}
 
     def run(self, header: dict, blobs: list, phase=lambda name: None) -> tuple[dict, list[bytes]]:
         """Run the steps of a call; the reply holds, per step, what was raised, returned, found and changed, or the fault
@@ -51,9 +51,10 @@ class Runner:
         if not again:
             self._captured = ""
             self.memory.map(memory, blobs)
-            tensors = {n: self._tensor(t) for n, t in memory["tensors"].items()}
-            self._arguments = {n: _argument(a, tensors) for n, a in step["arguments"].items()}
+            self._tensors = {n: self._tensor(t) for n, t in memory["tensors"].items()}
+            self._arguments = {n: _argument(a, self._tensors) for n, a in step["arguments"].items()}
         arguments = self._arguments
+        versions, places = ({n: f(t) for n, t in self._tensors.items()} for f in (lambda t: t._version, _place))
         function = self.subject.function(header["family"], header["transform"])
         self.memory.watch(memory, header, phase)
         reply = {"raised": None, "returned": None, "changes": [], "host": {}, "replayed": again}
@@ -81,6 +82,8 @@ class Runner:
             reply["returned"] = _returned(returned, arguments)
         phase("check")
         reply["findings"] = self.memory.findings()
+        reply["written"] = [n for n, t in self._tensors.items() if t._version != versions[n]]
+        reply["moved"] = [n for n, t in self._tensors.items() if _place(t) != places[n]]
         reply["host"] = {n: a for n, a in arguments.items() if "value" in step["arguments"][n]}
         changes = self.memory.changes()
         reply["changes"] = [[b, o] for b, o, _ in changes]
@@ -96,6 +99,10 @@ class Runner:
         first = view["start"] - view["storage_offset"] * dtype.itemsize
         raw = self.memory.bytes(view["block"], first, reach * dtype.itemsize)
         return raw.view(dtype).as_strided(shape, strides, raw.storage_offset() // dtype.itemsize + view["storage_offset"])
+
+
+def _place(tensor: torch.Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _memory(device: str, guards: bool):

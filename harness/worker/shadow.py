@@ -117,14 +117,17 @@ class Shadow:
             block.free()
         self._blocks, self.active = [], False
 
-    def launch(self, grid: tuple[int, ...], own: list[tuple[int, int]]) -> None:
-        """Start a launch: a new race epoch. `own` are the address ranges of tensors that the subject allocated."""
+    def launch(self, grid: tuple[int, ...], own: list[tuple[int, int]]) -> bool:
+        """Start a launch: a new race epoch. `own` are the address ranges of tensors that the subject allocated. Returns
+        whether hardware takes it."""
         self._epoch += 1
         self.launches += 1
         self._own = np.array(sorted(own), dtype=np.uint64).reshape(-1, 2)
         x, y, z = grid
-        if self.active and (x * y * z == 0 or y > 65535 or z > 65535 or x > 2**31 - 1):
+        refused = self.active and (x * y * z == 0 or y > 65535 or z > 65535 or x > 2**31 - 1)
+        if refused:
             self._report("grid", None, 0, 0, detail=f"{(x, y, z)}")
+        return not refused
 
     def program(self, index: tuple[int, int, int], number: int) -> None:
         self._program, self._number = index, number

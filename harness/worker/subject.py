@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import types
 from pathlib import Path
@@ -26,7 +27,7 @@ class Subject:
         self._name = f"plumbline_{spec if spec in BUILT_IN else Path(spec).name}"
         self._modules: dict[str, types.ModuleType | None] = {}
         if self._folder is None:
-            self._modules["*"] = _user_module(spec)
+            self._modules["*"] = _user_module(spec, root)
         else:
             _package(self._name, self._folder)
 
@@ -45,9 +46,14 @@ class Subject:
         found = getattr(module, name, None) if module else None
         return found if callable(found) else None
 
-    def describe(self, family: str, name: str) -> dict:
-        """What the suite wants to know before it draws cases."""
+    def describe(self, family: str, name: str, given: list[str]) -> dict:
+        """What the suite wants to know before it draws cases.
+
+        Raises:
+            SubjectError: the function cannot be called with the keywords `given`.
+        """
         module = self.module(family)
+        self._callable(family, name, given)
         return {
             "provided": self.function(family, name) is not None,
             "variant": dict(getattr(module, "VARIANTS", {}).get(name, {})) if module else {},
@@ -57,6 +63,16 @@ class Subject:
             "selective": hasattr(module, "supports"),
             "missing": getattr(module, "MISSING", {}).get(name, "") if module else "",
         }
+
+    def _callable(self, family: str, name: str, given: list[str]) -> None:
+        function = self.function(family, name)
+        try:
+            inspect.signature(function or dict).bind(**dict.fromkeys(given))
+        except TypeError as error:
+            raise SubjectError(f"--subject {self.spec}: {name}() cannot be called by keyword as the contract does: {error}; "
+                               f"write def {name}(*, {', '.join(given)})") from None
+        except ValueError:  # a function of native code has no signature
+            return
 
     def supports(self, family: str, case: dict) -> str:
         """Why the subject does not take a case, or '' if it does. A subject without `supports` takes every case."""
@@ -72,8 +88,8 @@ def _package(name: str, folder: Path) -> None:
         sys.modules[name] = package
 
 
-def _user_module(spec: str) -> types.ModuleType:
-    path = Path(spec)
+def _user_module(spec: str, root: Path) -> types.ModuleType:
+    path = root / spec
     try:
         if path.suffix == ".py":
             if not path.exists():

@@ -3,16 +3,15 @@
 import math
 import os
 from collections import Counter
-from contextlib import suppress
 
-from hypothesis import Phase, event, given, settings
+from hypothesis import event
 
 from harness import casefile, registry
 from harness.campaign import PROFILES, Campaign, Outcome, Profile
 from harness.contract import Contract, Kind, base_name, tensors_of
 from harness.differential import check as differential_check
 from harness.differential import expect
-from harness.generation import fresh_examples
+from harness.generation import Enough, each_distinct
 from harness.states import State
 from harness.tensors import Input, Region
 from strategies import domain
@@ -21,31 +20,19 @@ BUDGET = PROFILES["gate"].counted
 PLANTED = Profile("planted", BUDGET, derandomize=True, later_seconds=0.5)
 
 
-class _Enough(BaseException):
-    """Nothing more is wanted."""
-
-
 def drawn(strategy, labels, budget: int, wanted=None) -> Counter:
     """How often each label comes up in a gate's worth of examples: distinct ones, as a campaign counts them. It ends early
     where every label in `wanted` has come up."""
     seen: Counter = Counter()
-    distinct: set[str] = set()
 
-    @settings(max_examples=2 * budget + 40, phases=[Phase.generate], database=None, derandomize=True, deadline=None)
-    @given(strategy)
-    def draw(example) -> None:
-        key = repr(example)
-        if key in distinct:
-            return
-        distinct.add(key)
+    def visit(example) -> None:
         for label in labels(example):
             event(label)
             seen[label] += 1
-        if len(distinct) == budget or wanted is not None and set(wanted) <= set(seen):
-            raise _Enough
+        if wanted is not None and set(wanted) <= set(seen):
+            raise Enough
 
-    with fresh_examples(), suppress(_Enough):
-        draw()
+    each_distinct(strategy, budget, visit)
     return seen
 
 
@@ -84,22 +71,23 @@ CELLS = ("live", "slack", "forbidden", "written", "judged", "untouched", "don't 
 _STATES = {State.WRITTEN: "written", State.JUDGED: "judged", State.UNTOUCHED: "untouched", State.DONT_CARE: "don't care"}
 
 
-def cells_drawn(contract: Contract, budget: int = BUDGET) -> dict[str, str]:
-    """What the cells of every argument are, over a gate's worth of cases: the text that `Arg.cells` must have."""
-    seen: dict[str, set[str]] = {a.name: set() for a in contract.args}
+class CellsSeen:
+    """What the cells of every argument are, over the cases shown to it: the text that `Arg.cells` must have."""
 
-    def labels(case) -> set[str]:
+    def __init__(self, contract: Contract):
+        self._contract, self._seen = contract, {a.name: set() for a in contract.args}
+
+    def visit(self, case) -> None:
         arguments = case.arguments()
         for name, tensor in tensors_of(arguments).items():
             if isinstance(tensor, Input):
                 spans = [s for s in tensor.spans if s.stop > s.start]
-                seen[base_name(name)] |= {s.region.name.lower() for s in spans}
+                self._seen[base_name(name)] |= {s.region.name.lower() for s in spans}
                 if sum(s.stop - s.start for s in spans) < math.prod(tensor.shape):
-                    seen[base_name(name)].add(Region.FORBIDDEN.name.lower())
-        for name, cells in expect(contract, arguments, contract.rules()).items():
-            seen[base_name(name)] |= {_STATES[State(s)] for s in set(cells.state.reshape(-1).tolist())}
-        return set()
+                    self._seen[base_name(name)].add(Region.FORBIDDEN.name.lower())
+        if self._contract.kind is not Kind.HOST:
+            for name, cells in expect(self._contract, arguments, self._contract.rules()).items():
+                self._seen[base_name(name)] |= {_STATES[State(s)] for s in set(cells.state.reshape(-1).tolist())}
 
-    if contract.kind is not Kind.HOST:
-        drawn(registry.cases(contract), labels, budget)
-    return {name: ", ".join(c for c in CELLS if c in labels) for name, labels in seen.items()}
+    def text(self) -> dict[str, str]:
+        return {name: ", ".join(c for c in CELLS if c in labels) for name, labels in self._seen.items()}

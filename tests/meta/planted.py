@@ -302,9 +302,9 @@ def always_empty_grid(*, seqlens, cu_seqlens):
 
 
 def huge_grid(*, seqlens, cu_seqlens):
-    """Too many programs along y; they return at once."""
+    """Too many programs along y, each of which would write."""
     _sum(seqlens, cu_seqlens)
-    _nothing[(1, 65536)](cu_seqlens)
+    _touch[(1, 65536)](cu_seqlens, 0, MODE=1)
 
 
 # -- the process --------------------------------------------------------------------------------------------------------

@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as xml
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from harness import casefile, registry, verdicts
+from harness import casefile, devices, gate, registry, replay, report
+from harness.client import subject_name
 from harness.differential import Example
 from harness.gate import _conclude
+from harness.report import Run
 from harness.verdicts import Row, exit_code, merged
+from harness.worker.main import wrong_pair
 from oracles.seqlens import CuSeqlens, Req, SeqlensExpand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,44 +33,94 @@ def seqlens_expand(*, extend_seq_lens, seq_lens, seqlens_expanded, total_len, ma
 WRONG = RIGHT.format(fault=" + (i > 0)")
 
 
-def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PLUMBLINE"))}
-    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=170)
+def run(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PLUMBLINE", "GITHUB", "CI"))}
+    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env={**kept, **environment},
+                          capture_output=True, text=True, timeout=400)
 
 
-@pytest.fixture
-def mine(tmp_path):
-    path = tmp_path / "mine.py"
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """Off by one only for requests after the first."""
+    path = tmp_path_factory.mktemp("kernels") / "mine.py"
     path.write_text(WRONG)
     return path
 
 
-def test_a_wrong_kernel_from_the_gate_to_a_fixed_case(mine, tmp_path):
-    """Off by one only for requests after the first: red gate, one sentence, at most 2 requests, FAILED, then FIXED."""
-    done = run("harness.gate", "--profile", "quick", "--subject", str(mine), "--report", str(tmp_path / "report"), "-n", "1")
+@pytest.fixture(scope="module")
+def red(mine, tmp_path_factory):
+    """What a gate's lanes make of it, as GitHub would see it: the output, the report's folder, and the saved case."""
+    folder = tmp_path_factory.mktemp("report")
+    done = run("pytest", "-q", "-n", "1", "-m", "gate", "tests/test_seqlens.py", "-k", "seqlens_expand or cu_seqlens",
+               f"--subject={mine}", f"--report={folder}", f"--junitxml={folder / 'junit.xml'}", "-o", "junit_family=xunit2",
+               "-o", f"cache_dir={folder / 'cache'}", GITHUB_ACTIONS="true")
+    line = next(x for x in done.stdout.splitlines() if x.startswith("  replay    ci/replay"))
+    yield done, folder, line.split()[2]
+    (ROOT / line.split()[2]).unlink(missing_ok=True)
+
+
+def test_a_failure_is_a_sentence_a_case_cells_and_commands(red):
+    done, _, path = red
     assert done.returncode == 1, done.stdout + done.stderr
-    lines = done.stdout.split("test_differential[seqlens_expand-mine]")[1].splitlines()
-    finding = next(line for line in lines if line.startswith("DEFECT  seqlens_expand: seqlens_expanded["))
-    assert "and must be" in finding and "of request 1" in finding
-    path = next(line.split()[2] for line in lines if line.strip().startswith("replay    ci/replay"))
-    saved = casefile.read(ROOT / path)
-    assert len(saved.example.steps[0].batch) <= 2
-    assert "Traceback" not in done.stdout and "hypothesis" not in finding
+    text = done.stdout.split("test_differential[seqlens_expand-mine] _")[1]
+    lines = text.splitlines()[1:]
+    assert lines[0].startswith("DEFECT  seqlens_expand: seqlens_expanded[") and "of request 1" in lines[0]
+    starts = [line.split()[0] for line in lines[:9] if line.strip()]
+    assert [s for s in starts if s != "layout"][:5] == ["DEFECT", "case", "variant", "check", "cell"]
+    assert path in text and "ci/replay --keep" in text
+    assert len(casefile.read(ROOT / path).example.steps[0].batch) <= 2
+    for noise in ("Traceback", "hypothesis", "falsifying", "[gw0]", "Failed:", "FoundWrong"):
+        assert noise not in done.stdout
 
-    again = run("harness.replay", path)
-    assert (again.returncode, again.stdout.splitlines()[-1]) == (1, "FAILED")
-    mine.write_text(RIGHT.format(fault=""))
-    mended = run("harness.replay", path)
-    assert mended.returncode == 0 and mended.stdout.startswith("FIXED   seqlens_expand")
-    inline = run("harness.replay", path, "--inline")
-    assert inline.returncode == 0, inline.stdout + inline.stderr
 
-    table = json.loads((tmp_path / "report" / "verdicts.json").read_text())
-    assert {(r["transform"], r["verdict"]) for r in table} >= {("seqlens_expand", "DEFECT"), ("cu_seqlens", "NOT PROVIDED")}
-    assert "DEFECT" in (tmp_path / "report" / "summary.md").read_text()
-    assert "<failure" in (tmp_path / "report" / "junit.xml").read_text()
-    (ROOT / path).unlink()
+def test_the_last_failure_again_reads_the_same(red, mine):
+    """`--lf -x` in one process: the failed test alone, and the very same text."""
+    done, folder, _ = red
+    cache = f"cache_dir={folder / 'cache'}"
+    again = run("pytest", "-q", "--lf", "-x", "tests/test_seqlens.py", f"--subject={mine}", "-o", cache)
+    text = lambda output: output.split(" FAILURES ")[1].split("\n\nsubject ")[0].splitlines()[2:]
+    last = again.stdout.splitlines()[-1]
+    assert again.returncode == 1 and "1 failed" in last and "passed" not in last
+    assert text(again.stdout) == text(done.stdout)
+
+
+def test_the_report_says_the_same_to_people_and_to_programs(red):
+    done, folder, path = red
+    table = json.loads((folder / "verdicts.json").read_text())
+    assert {(r["transform"], r["verdict"]) for r in table} == {("seqlens_expand", "DEFECT"), ("cu_seqlens", "NOT PROVIDED")}
+    finding, *remarks = json.loads((folder / "findings.json").read_text())
+    assert all(r["label"].startswith("UNCHECKED PRECONDITION") for r in remarks)
+    assert finding["path"] == path and finding["picture"]["wrong"]
+    summary = (folder / "summary.md").read_text()
+    assert summary.startswith("# plumbline: 1 of 1 transforms with findings") and f"ci/replay {path}" in summary
+    assert finding["differences"][0][4] in summary
+    assert done.stdout.count("::error title=DEFECT seqlens_expand::") == 1
+
+
+def test_junit_is_what_viewers_accept(red):
+    suite = xml.parse(red[1] / "junit.xml").getroot().find("testsuite")
+    assert int(suite.get("tests")) == len(suite.findall("testcase")) > 2 and suite.get("failures") == "1"
+    assert all(case.get("classname") and case.get("name") and float(case.get("time")) >= 0 for case in suite)
+    assert not list(suite.iter("properties"))
+    (failure,) = suite.iter("failure")
+    assert failure.text.startswith("DEFECT  seqlens_expand:")
+
+
+def test_the_case_replays_until_it_is_fixed(red, mine, capsys):
+    path = red[2]
+    right = mine.with_name("right.py")
+    right.write_text(RIGHT.format(fault=""))
+    assert replay.main([str(ROOT / path), "--bisect", str(mine), str(mine.with_name("gone.py")), str(right)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:4]] == [["mine.py", "FAILED"], ["gone.py", "ERROR"], ["right.py", "FIXED"]]
+    assert lines[4] == "first fixed: right.py (before it: mine.py)"
+
+
+def test_pdb_stops_on_the_first_line_of_the_kernel(red, mine):
+    done = subprocess.run([sys.executable, "-m", "harness.replay", red[2], "--inline", "--pdb"], cwd=ROOT, text=True,
+                          input="p seq_lens.shape\nc\nc\n", capture_output=True, timeout=100)
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "FAILED"
+    assert f"{mine}(" in done.stdout and "torch.Size(" in done.stdout
 
 
 @pytest.fixture
@@ -75,24 +130,74 @@ def case(tmp_path):
     return casefile.write(tmp_path / "case.json", casefile.document(example, contract.rules(), "kernels", {}, None))
 
 
-def test_replay_on_our_kernel_says_fixed(case):
-    assert run("harness.replay", str(case)).returncode == 0
+# -- errors of use: one line, what to do, exit 2 ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["missing.json"], "not readable as a case file"),
-        (["CASE", "--subject", "no_such_module"], "neither a built-in"),
-        (["CASE", "--subject", "missing.py"], "no such file"),
-        (["CASE", "--pdb"], "--pdb needs --inline"),
-        (["CASE", "--subject-python", "/bin/false"], "the worker did not start"),
-    ],
-)
-def test_replay_errors_are_one_line_and_exit_2(case, arguments, says):
-    done = run("harness.replay", *(str(case) if a == "CASE" else a for a in arguments))
-    assert done.returncode == 2
-    assert done.stdout.startswith("ERROR   ") and says in done.stdout and len(done.stdout.splitlines()) == 1
+WRONG_USES = {
+    "no such case": (["missing.json"], "not readable as a case file"),
+    "unknown subject": (["CASE", "--subject", "no_such_module"], "neither a built-in"),
+    "no such file": (["CASE", "--subject", "missing.py"], "no such file"),
+    "not provided": (["CASE", "--subject", "EMPTY"], "does not provide seqlens_expand"),
+    "wrong signature": (["CASE", "--subject", "POSITIONAL"], "write def seqlens_expand(*, extend_seq_lens, seq_lens, "),
+    "debugger without --inline": (["CASE", "--pdb"], "--pdb needs --inline"),
+    "no interpreter": (["CASE", "--subject-python", "/bin/false"], "the worker did not start"),
+    "no GPU": (["CASE", "--cuda"], "--cuda: no GPU is visible here"),
+    "no GPU for memcheck": (["CASE", "--memcheck"], "--memcheck: no GPU is visible here"),
+    "no GPU for cuda-gdb": (["CASE", "--cuda-gdb"], "--cuda-gdb: no GPU is visible here"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), WRONG_USES.values(), ids=WRONG_USES)
+def test_wrong_uses_of_replay(case, arguments, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(devices, "gpus", lambda: ())
+    files = {"CASE": case, "EMPTY": tmp_path / "empty.py", "POSITIONAL": tmp_path / "positional.py"}
+    files["EMPTY"].write_text("")
+    files["POSITIONAL"].write_text("def seqlens_expand(lengths, out): ...")
+    assert replay.main([str(files.get(a, a)) for a in arguments]) == 2
+    out = capsys.readouterr().out
+    assert out.startswith("ERROR   ") and says in out and len(out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("tool", ["compute-sanitizer", "cuda-gdb"])
+def test_a_missing_cuda_tool(case, tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(devices, "gpus", lambda: ("a GPU",))
+    for variable in ("PATH", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert replay.main([str(case), "--memcheck" if tool == "compute-sanitizer" else "--cuda-gdb"]) == 2
+    out = capsys.readouterr().out
+    assert out.startswith(f"ERROR   {tool} is not on the PATH") and len(out.splitlines()) == 1
+
+
+def test_a_case_of_a_newer_format(case, capsys):
+    case.write_text(json.dumps({**json.loads(case.read_text()), "format_version": 2}))
+    assert replay.main([str(case)]) == 2
+    assert "format_version 2; this version reads 1: use the version" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--subject", "missing.py"], "missing.py: no such file"),
+    (["--require-gpu"], "--require-gpu: no GPU is visible here"),
+    (["--device", "tpu"], "known are auto, cpu, cuda"),
+], ids=["no such subject", "no GPU", "unknown device"])
+def test_wrong_uses_of_the_gate(arguments, says, capsys, monkeypatch):
+    monkeypatch.setattr(devices, "gpus", lambda: ())
+    monkeypatch.setattr(gate, "run", lambda command: pytest.fail("nothing may run"))
+    assert gate.main(arguments) == 2
+    out = capsys.readouterr().out
+    assert says in out and len(out.splitlines()) == 1
+
+
+def test_a_pair_of_triton_and_numpy_that_does_not_work():
+    assert wrong_pair("3.6.0", "2.4.6") == wrong_pair("3.9.0+git1", "2.0.1") == ""
+    for pair in (("3.5.1", "2.4.6"), ("3.7.1", "1.26.4")):
+        assert wrong_pair(*pair).startswith(f"Triton {pair[0]} with NumPy {pair[1]}: ") and "pip install" in wrong_pair(*pair)
+
+
+def test_a_missing_extra_is_one_line_and_the_rest_is_written(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    (tmp_path / "index.html").write_text("of an earlier run")
+    assert report.write(tmp_path, Run(["header"], [row("PASS")])) == [report.NEEDS_JINJA]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["findings.json", "summary.md", "verdicts.json"]
 
 
 def test_a_subject_that_cannot_be_imported_is_exit_2(tmp_path):
@@ -107,10 +212,19 @@ def test_a_subject_that_cannot_be_imported_is_exit_2(tmp_path):
 @pytest.mark.parametrize(("option", "says"), [
     ("--profile=fast", "known are"), ("--device=tpu", "known are"), ("--variant=nothing:a=b", "unknown contract"),
     ("--variant=decode_metadata:tail=long", "has no variant tail=long"),
-])
-def test_wrong_options_are_refused(option, says):
-    done = run("pytest", "-q", "tests/test_corpus.py", option)
-    assert done.returncode == 4 and says in done.stderr
+], ids=["profile", "device", "contract", "variant"])
+def test_wrong_options_are_refused(option, says, pytestconfig):
+    """pytest's own kind of usage error, which ends it with status 4 and one line."""
+    plugins = pytestconfig.pluginmanager.get_plugins()
+    (doorway,) = (p for p in plugins if getattr(p, "__file__", "") == str(ROOT / "conftest.py"))
+    name, value = option.removeprefix("--").split("=", 1)
+    options = Namespace(**{"profile": "quick", "device": "cpu", "require_gpu": False, "variant": [],
+                           name: [value] if name == "variant" else value})
+    with pytest.raises(pytest.UsageError, match=says):
+        doorway.pytest_configure(Namespace(option=options, stash={}))
+
+
+# -- what a gate concludes ----------------------------------------------------------------------------------------------
 
 
 def row(verdict: str, lane: str = "inside", counted: int = 5, transform: str = "t") -> Row:
@@ -130,6 +244,7 @@ def row(verdict: str, lane: str = "inside", counted: int = 5, transform: str = "
         ([row("NOT PROVIDED")], 2),
         ([], 2),
     ],
+    ids=lambda value: " + ".join(r.verdict for r in value) or "nothing" if isinstance(value, list) else f"exit {value}",
 )
 def test_exit_codes(rows, code):
     assert exit_code(rows) == code
@@ -141,19 +256,40 @@ def test_the_worst_lane_decides_a_line():
 
 def test_a_gate_without_verdicts_or_with_a_crashed_pytest_is_exit_2(tmp_path):
     assert _conclude(0, tmp_path / "verdicts.json") == 2
-    verdicts.write(tmp_path, [row("PASS")], [])
+    report.write(tmp_path, Run([], [row("PASS")]))
     assert _conclude(3, tmp_path / "verdicts.json") == 2
     assert _conclude(5, tmp_path / "verdicts.json") == 2
     assert _conclude(0, tmp_path / "verdicts.json") == 0
     assert _conclude(1, tmp_path / "verdicts.json") == 1
 
 
-def test_keep_adds_the_case_to_the_corpus(case, monkeypatch, tmp_path):
-    from harness import replay
+def test_a_gate_runs_the_self_checks_first_and_stops_where_it_is_blind(monkeypatch, tmp_path, capsys):
+    asked = []
 
+    def pretend(command):
+        asked.append(" ".join(command))
+        return statuses[len(asked) - 1]
+
+    monkeypatch.setattr(gate, "run", pretend)
+    monkeypatch.setattr(gate, "_impossible", lambda options: "")
+    for statuses, says in (([1], "a planted fault was not seen"), ([0, 2], "this gate is blind"), ([0, 0, 0], "no verdict")):
+        asked.clear()
+        assert gate.main(["--report", str(tmp_path)]) == 2 and says in capsys.readouterr().out
+        assert len(asked) == len(statuses)
+    assert "selfcheck" in asked[0] and "tests.museum.run --in-a-gate" in asked[1]
+    assert "-m gate" in asked[2] and "--subject=eager" in asked[2]
+
+
+def test_keep_adds_the_case_to_the_corpus(case, monkeypatch, tmp_path):
     monkeypatch.setattr(replay, "CORPUS", tmp_path / "corpus")
-    assert replay.main([str(case), "--keep"]) == 0
+    replay._keep(case)
     assert casefile.read(tmp_path / "corpus" / "case.json").example == casefile.read(case).example
+
+
+def test_a_subject_inside_the_checkout_is_named_as_any_checkout_would():
+    assert subject_name(str(ROOT / "kernels" / "seqlens.py")) == "kernels/seqlens.py"
+    assert subject_name("/elsewhere/mine.py") == "/elsewhere/mine.py"
+    assert subject_name("sglang") == "sglang"
 
 
 def test_cu_seqlens_case_prints_as_python():

@@ -2,9 +2,6 @@
 
 import re
 
-import pytest
-from measure import cells_drawn
-
 from harness import docs, registry
 
 CONTRACTS = registry.contracts()
@@ -12,11 +9,6 @@ CONTRACTS = registry.contracts()
 
 def test_the_page_of_transforms_is_up_to_date():
     assert docs.PATH.read_text() == docs.text(), "stale: run python -m harness.docs"
-
-
-@pytest.mark.parametrize("name", sorted(CONTRACTS))
-def test_the_declared_cells_are_the_drawn_ones(name):
-    assert {a.name: a.cells for a in CONTRACTS[name].args} == cells_drawn(CONTRACTS[name])
 
 
 def test_the_page_of_corners_names_tests_and_faults_that_exist():

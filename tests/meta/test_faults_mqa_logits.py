@@ -103,3 +103,12 @@ def test_budgets_are_drawn_in_and_out_of_captures_and_on_several_devices():
     seen = drawn(domain.of(CONTRACTS[BUDGETS]), labels, BUDGET)
     assert set(seen) == {"a capture", "nothing free", "devices", "a device twice", "no static share", "a static share",
                          "more than all", "readings withheld"}
+
+
+def test_sizes_of_logits_reach_past_32_bits():
+    def labels(example):
+        size = 4 * example.steps[0].num_q * example.steps[0].num_k
+        return {name for name, true in {"small": size < 2**25, "past 2^32": size >= 2**32}.items() if true}
+
+    seen = drawn(domain.of(CONTRACTS["should_chunk_mqa_logits"]), labels, BUDGET)
+    assert min(seen["small"], seen["past 2^32"]) >= 5

@@ -6,7 +6,7 @@ import pytest
 
 from harness import lanes, registry
 from harness.campaign import PROFILES, Campaign
-from harness.differential import Example
+from harness.differential import Example, check
 from measure import shrunk_and_saved
 from oracles.seqlens import CuSeqlens
 from strategies import domain, sessions
@@ -43,6 +43,11 @@ SELFCHECK = {"off_by_one", "tail_written", "write_past_end", "write_input", "gap
 )
 def test_found_and_blamed(fault, transform, check, buffer, planted, tmp_path):
     shrunk_and_saved(planted(fault), transform, check, buffer, tmp_path)
+
+
+def test_a_refused_launch_runs_no_program(planted):
+    rules = registry.contracts()["cu_seqlens"].rules()
+    assert {f.kind for f in check(Example((CuSeqlens((3, 5)),)), planted("huge_grid"), rules)} == {("memory", "grid")}
 
 
 def test_two_independent_faults_are_both_reported(planted, tmp_path):

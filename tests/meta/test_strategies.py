@@ -3,9 +3,13 @@
 Each row names the bugs that survive where it is missing (SGLang, vLLM, TensorRT-LLM, FlashInfer issue numbers).
 """
 
+import subprocess
+import sys
+
 import pytest
 
 from harness import registry
+from harness.client import ROOT
 from harness.contract import Role, tensors_of
 from measure import BUDGET, drawn
 from strategies import domain, sessions
@@ -128,3 +132,24 @@ def test_every_breakable_precondition_is_broken(name):
     contract = CONTRACTS[name]
     breakable = {p.name for p in contract.preconditions if p.broken}
     assert set(drawn(domain.outside(contract), lambda e: {e.outside} - {""}, 100, breakable)) == breakable
+
+
+DRAWS = """
+import sys
+{before}
+from harness import registry
+from harness.generation import each_distinct
+from strategies import domain
+seen = []
+each_distinct(domain.of(registry.contracts()["mla_metadata"]), 120, lambda e: seen.append(repr(e)))
+print(seen)
+"""
+
+
+def test_the_same_examples_whatever_else_the_process_has_loaded(tmp_path):
+    """Hypothesis draws integers from the source of loaded modules; a gate may not."""
+    (tmp_path / "numbers_of_mine.py").write_text("A = [" + ", ".join(str(i) for i in range(256)) + "]\n")
+    before = f"sys.path.insert(0, {str(tmp_path)!r}); import numbers_of_mine, harness.gate"
+    alone, beside = (subprocess.run([sys.executable, "-c", DRAWS.format(before=b)], cwd=ROOT, capture_output=True, text=True,
+                                    check=True).stdout for b in ("", before))
+    assert alone == beside and alone.count("MlaMetadata") >= 120

@@ -1,0 +1,206 @@
+"""`ci/releases`: the gate's lanes over released versions of SGLang, one table of version x transform x verdict.
+
+Exit 0 where every finding has a judgement in `kernels/sglang/judgements.toml`, 1 where one has none, 2 where a version could
+not be checked.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.client import ROOT, shown_path
+
+SUBJECT = "sglang"
+JUDGEMENTS = ROOT / "kernels" / SUBJECT / "judgements.toml"
+PAGE = ROOT / "docs" / "releases.md"
+KINDS = ("upstream issue", "defect", "unchecked precondition")
+Cause = tuple[str, str, str]  # transform, check, buffer
+
+
+@dataclass(frozen=True)
+class Release:
+    """What one version's run left behind."""
+
+    version: str
+    verdicts: dict[str, str]
+    findings: dict[Cause, dict]
+    seconds: float
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("ci/releases", description=__doc__.splitlines()[0])
+    parser.add_argument("release", nargs="+", type=Path, help="a wheel, or a folder that one was unpacked or installed in")
+    parser.add_argument("--profile", default="quick", help="how much to try (default: quick)")
+    parser.add_argument("-k", dest="only", default="", help="only tests that match, as in pytest")
+    parser.add_argument("-j", dest="jobs", type=int, default=1, help="versions at a time")
+    parser.add_argument("-n", dest="workers", default="auto", help="test processes for each")
+    parser.add_argument("--report", type=Path, default=ROOT / "report" / "releases", help="a folder for each version's report")
+    parser.add_argument("--from-report", action="store_true", help="write the page from reports that are there; run nothing")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (default: docs/releases.md)")
+    return parser
+
+
+def main(given: list[str] | None = None) -> int:
+    options = arguments().parse_args(given)
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [_folder(path, Path(scratch)) for path in options.release]
+        versions = [_version(folder) for folder in folders]
+        for path, version in zip(options.release, versions):
+            if not version:
+                print(f"ci/releases: {path} holds no {SUBJECT}-VERSION.dist-info; give a wheel, or its unpacked folder")
+                return 2
+        if not options.from_report:
+            with ThreadPoolExecutor(options.jobs) as pool:
+                statuses = list(pool.map(lambda pair: _check(*pair, options), zip(folders, versions)))
+            failed = [v for v, status in zip(versions, statuses) if status not in (0, 1)]
+            if failed:
+                print(f"ci/releases: no verdict on {', '.join(failed)}; the logs are in {options.report}")
+                return 2
+    releases = [_release(options.report, v) for v in sorted(versions, key=_order)]
+    judgements = load(JUDGEMENTS)
+    options.page.write_text(page(releases, judgements, options.profile))
+    unjudged = sorted({cause for r in releases for cause in r.findings if judgement(cause, judgements) is None})
+    for cause in unjudged:
+        print(f"ci/releases: no judgement on {', '.join(cause)}; {shown_path(JUDGEMENTS)} says how to add one")
+    print(f"{options.page}: {len(releases)} versions, {len({c for r in releases for c in r.findings})} findings")
+    return 1 if unjudged else 0
+
+
+# -- running ------------------------------------------------------------------------------------------------------------
+
+
+def _folder(path: Path, scratch: Path) -> Path:
+    """A wheel's Python files in a folder of their own; a folder as it is."""
+    if path.suffix != ".whl":
+        return path.resolve()
+    folder = scratch / path.stem
+    with zipfile.ZipFile(path) as wheel:
+        wheel.extractall(folder, [n for n in wheel.namelist() if n.endswith((".py", "METADATA"))])
+    return folder
+
+
+def _version(folder: Path) -> str:
+    found = sorted(folder.glob(f"{SUBJECT}-*.dist-info"))
+    return found[0].name.removeprefix(f"{SUBJECT}-").removesuffix(".dist-info") if found else ""
+
+
+def _order(version: str) -> list[int]:
+    return [int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")]
+
+
+def _check(folder: Path, version: str, options) -> int:
+    """pytest's status on the gate's lanes of one version."""
+    report = (options.report / version).resolve()
+    report.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gate", "tests", "--device=cpu",
+               f"--subject={SUBJECT}", f"--subject-path={folder}", f"--profile={options.profile}", f"--report={report}"]
+    command += ["-n", options.workers] if options.workers != "0" else []
+    command += ["-k", options.only] if options.only else []
+    with (report / "log.txt").open("w") as log:
+        status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+    print(f"{version}: {({0: 'clean', 1: 'findings'}).get(status, f'no verdict (pytest: {status})')}", flush=True)
+    return status
+
+
+def _release(report: Path, version: str) -> Release:
+    rows = json.loads((report / version / "verdicts.json").read_text())
+    findings = json.loads((report / version / "findings.json").read_text())
+    return Release(version, {r["transform"]: r["verdict"] for r in rows if r["verdict"] != "NOT PROVIDED"},
+                   {(f["transform"], f["check"], f["buffer"]): f for f in findings}, sum(r["seconds"] for r in rows))
+
+
+# -- judgements ---------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> list[dict]:
+    """The judgements, checked.
+
+    Raises:
+        ValueError: an entry lacks a field, or its kind is unknown; a defect must quote the contract that it breaks.
+    """
+    entries = tomllib.loads(path.read_text()).get("judgement", [])
+    for entry in entries:
+        lacks = {"transform", "findings", "kind", "says"} - entry.keys()
+        if entry.get("kind") == "defect" and not entry.get("contract"):
+            lacks.add("contract")
+        if entry.get("kind") == "upstream issue" and not entry.get("issue"):
+            lacks.add("issue")
+        if lacks or entry["kind"] not in KINDS:
+            raise ValueError(f"{path.name}: {entry}: " + (f"needs {', '.join(sorted(lacks))}" if lacks else f"kind: {KINDS}"))
+    return entries
+
+
+def judgement(cause: Cause, judgements: list[dict]) -> int | None:
+    """Which judgement a finding falls under: the first that names its transform and, by `check: buffer`, the finding."""
+    transform, check, buffer = cause
+    name = f"{check}: {buffer}"
+    return next((i for i, j in enumerate(judgements) if transform == j["transform"]
+                 and any(name.startswith(f) for f in j["findings"])), None)
+
+
+# -- the page -----------------------------------------------------------------------------------------------------------
+
+
+def page(releases: list[Release], judgements: list[dict], profile: str) -> str:
+    """The table and the findings, as Markdown."""
+    transforms = sorted({t for r in releases for t in r.verdicts})
+    numbers = _numbers(releases, judgements)
+    lines = ["# Released versions of SGLang under the suite", "",
+             f"Written by `ci/releases --profile {profile}`. A dot is PASS; a number is a finding below; empty: this version "
+             "has no kernel for the transform.", "",
+             "| transform | " + " | ".join(r.version for r in releases) + " |", "| --- |" + " :-: |" * len(releases)]
+    for t in transforms:
+        cells = [_cell(r, t, numbers) for r in releases]
+        lines.append(f"| `{t}` | " + " | ".join(cells) + " |")
+    lines += ["", "## Findings", ""]
+    for cause, number in sorted(numbers.items(), key=lambda item: item[1]):
+        if number not in {n for c, n in numbers.items() if c < cause}:
+            lines += _finding(number, [c for c, n in numbers.items() if n == number], releases, judgements)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _numbers(releases: list[Release], judgements: list[dict]) -> dict[Cause, int]:
+    """Findings under one judgement share a number."""
+    groups: dict[object, int] = {}
+    numbers = {}
+    for cause in sorted({c for r in releases for c in r.findings}):
+        which = judgement(cause, judgements)
+        numbers[cause] = groups.setdefault(cause if which is None else which, len(groups) + 1)
+    return numbers
+
+
+def _cell(release: Release, transform: str, numbers: dict[Cause, int]) -> str:
+    found = sorted({numbers[c] for c in release.findings if c[0] == transform})
+    return ", ".join(map(str, found)) or ("·" if release.verdicts.get(transform) in ("PASS", "UNCHECKED PRECONDITION") else "")
+
+
+def _finding(number: int, causes: list[Cause], releases: list[Release], judgements: list[dict]) -> list[str]:
+    """One finding: what it is, in which versions, whose contract it breaks, and its smallest case."""
+    which = judgement(causes[0], judgements)
+    by_version = defaultdict(list)
+    for r in releases:
+        for cause in causes:
+            if cause in r.findings:
+                by_version[r.version].append(r.findings[cause])
+    affected = list(by_version)
+    shortest = min((f for found in by_version.values() for f in found), key=lambda f: (len(f["case"]), f["case"]))
+    entry = judgements[which] if which is not None else {"kind": "not judged", "says": shortest["sentence"]}
+    clean = [r.version for r in releases if causes[0][0] in r.verdicts and r.version not in affected]
+    lines = [f"### {number}. `{causes[0][0]}`: {entry['kind']}" + (f" ({entry['issue']})" if entry.get("issue") else ""), "",
+             entry["says"], "", f"- versions {', '.join(affected)}" + (f"; not in {', '.join(clean)}" if clean else "")]
+    lines += [f"- contract: {entry['contract']}"] if entry.get("contract") else []
+    lines += [f"- {shortest['check']} ({shortest['buffer']}): {shortest['sentence']}", f"- case `{shortest['case']}`"]
+    lines += [f"- layout `{shortest['layout']}`"] if shortest.get("layout") else []
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""`ci/replay --script`: a case as one Python file of literals that needs torch, Triton and the kernel, and no plumbline."""
+
+import pprint
+import re
+import subprocess
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from harness import floats, layout as layouts
+from harness.checks import differing, whole
+from harness.client import ROOT, UsageError
+from harness.contract import Kind
+from harness.differential import Example, Step, expect, plan, run_steps, wire_arguments
+from harness.findings import CheckOptions, Found
+from harness.layout import INIT, Observed, Placed, WRITE
+from harness.states import State
+
+BODY = ROOT / "harness" / "worker" / "standalone.py"
+SHIMS = ("poison", "loop_bounds_from_memory", "poison_masked_lanes", "scalar_and_vector_masks", "narrow_float_casts")
+ONLY_HERE = {"race": "a race", "grid": "a launch grid that hardware refuses"}
+MOST_CELLS = 200_000
+
+
+def write(path: Path, example: Example, worker, rules: Mapping[str, str], found: list[Found]) -> str:
+    """Write the script and run it once; returns what there is to say about it.
+
+    Raises:
+        UsageError: the finding cannot be shown outside this suite.
+    """
+    first = found[0] if found else None
+    if first and first.check == "memory":
+        rule = next((r for r in ONLY_HERE if first.buffer.endswith(r)), None)
+        if rule:
+            raise UsageError(f"{ONLY_HERE[rule]} shows only in the shadow memory: no script; replay the case with ci/replay")
+    steps = _host_steps(example, rules) if example.contract.kind is Kind.HOST else _steps(example, worker, rules, first)
+    watched = bool(first) and (first.check == "memory" or "load" in first.sentence or "store" in first.sentence)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    status = 0
+    for shims in (False, True):
+        path.write_text(_text(example, worker, first, steps, watched, shims))
+        command = [worker.options.python, "-I", str(path.resolve())]
+        status = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, cwd=path.parent).returncode
+        if bool(status) == bool(found):
+            return "run once: it " + ("fails" if found else "passes") + (", with the interpreter's shims" if shims else "")
+    return "run once: it " + ("passes, though the case fails; the suite sees more (docs/explanation.md)" if found else
+                              f"ends with status {status}, though the case is right")
+
+
+def _host_steps(example: Example, rules: Mapping[str, str]) -> list[dict]:
+    arguments = example.steps[0].arguments()
+    return [{"memory": {}, "tensors": {}, "arguments": wire_arguments(arguments), "written": {}, "free": {}, "meaning": {},
+             "access": {}, "refused": [], "returned": expect(example.contract, arguments, rules)}]
+
+
+def _steps(example: Example, worker, rules: Mapping[str, str], first: Found | None) -> list[dict]:
+    """The literals of every call up to the one that goes wrong, from the run that shows the finding."""
+    planned = plan(example, rules, True)
+    stated = example.outside not in {p.name for p in example.contract.preconditions}
+    for run in (0, 1):
+        done, found = run_steps(example, planned, worker, CheckOptions(), run)
+        if first is None or first.kind in {f.kind for f in found} or (first.check == "interference" and run == 1):
+            break
+    last = first.step if first else len(planned) - 1
+    prior, steps = None, []
+    for k, step in enumerate(planned[: last + 1]):
+        placed = layouts.place(step.case.contract, step.arguments, example.layout, example.seed, run, prior)
+        observed = done[k][1] if k < len(done) else None
+        steps.append(_literals(step, placed, observed, stated))
+        prior = layouts.Prior(placed, observed, prior) if observed else prior
+    return steps
+
+
+def _literals(step: Step, placed: Placed, observed: Observed | None, stated: bool) -> dict:
+    """One call as plain data; positions count in elements of a memory, cells by their flat logical index."""
+    owner = {}
+    for name, view in placed.views.items():
+        owner.setdefault(view.block, name)
+    memory, base, access = {}, {}, {name: [] for name in owner.values()}
+    for block, name in owner.items():
+        memory[name], base[block] = _memory(placed, block, name)
+    size = {block: placed.views[name].dtype.itemsize for block, name in owner.items()}
+    for block, byte, count, stride, flags in placed.access:
+        allowed = (1 if flags & WRITE else 0) | (2 if flags & INIT else 0)
+        access[owner[block]].append(((byte - base[block]) // size[block], count, max(stride // size[block], 1), allowed))
+    tensors = {n: (owner[v.block], v.shape, v.strides, (v.start - base[v.block]) // v.dtype.itemsize)
+               for n, v in placed.views.items()}
+    written, free, refused, meaning = {}, {}, [], {}
+    for name, cells in step.expected.items():
+        view, state = placed.views[name], cells.state.reshape(-1)
+        if view.shape != cells.shape:
+            state = state[: view.shape[0]]
+        loose = np.isin(state, (State.DONT_CARE, State.JUDGED)) if stated else np.ones(len(state), dtype=bool)
+        free[name] = {int(lo): int(hi - lo) for lo, hi in _stretches(loose)}
+        if not stated:
+            continue
+        bits = _signed(floats.encode(floats.rounded(cells.value.reshape(-1)[: len(state)], view.name), view.name))
+        written[name] = {int(lo): bits[lo:hi].tolist() for lo, hi in _stretches(state == State.WRITTEN)}
+        if observed is not None:
+            meaning |= _meanings(step, placed, observed, name, cells)
+            refused += _refusals(placed, observed, name, cells)
+    return {"memory": memory, "tensors": tensors, "arguments": wire_arguments(step.arguments), "written": written, "free": free,
+            "meaning": meaning, "access": access, "refused": refused}
+
+
+def _memory(placed: Placed, block: int, name: str) -> tuple[tuple, int]:
+    """A block as (dtype, elements, contents by run), without what lies before and behind its cells; and its first byte.
+
+    The first cell keeps its place modulo 16 bytes, which decides the code that Triton compiles."""
+    view = placed.views[name]
+    itemsize = view.dtype.itemsize
+    low, high = placed.sizes[block], 0
+    ranges = []
+    for p in placed.pieces[name]:
+        start = placed.windows[p.window].offset + p.offset
+        stop = start + (p.count - 1) * p.step + itemsize
+        low, high = min(low, start), max(high, stop)
+        ranges.append((p.window, start, stop))
+    if not ranges:
+        return (view.name, 0, {}), view.start
+    base = low // 16 * 16
+    dense = len({w for w, _, _ in ranges}) == 1
+    if dense:
+        ranges = [(ranges[0][0], base if base >= placed.windows[ranges[0][0]].offset else low, high)]
+    if sum(stop - start for _, start, stop in ranges) // itemsize > MOST_CELLS:
+        raise UsageError(f"{name} alone has more than {MOST_CELLS:,} elements to write down: no script")
+    runs = {}
+    for window, start, stop in ranges:
+        image = placed.windows[window].image[start - placed.windows[window].offset : stop - placed.windows[window].offset]
+        runs[(start - base) // itemsize] = _signed(image.view(view.dtype)).tolist()
+    return (view.name, (high - base) // itemsize, runs), base
+
+
+def _signed(values: np.ndarray) -> np.ndarray:
+    """Values as the script writes them: floats as the bits of a signed integer (uint8 where there are 8)."""
+    if values.dtype.kind == "f" or values.dtype == np.uint16:
+        return values.view(f"i{values.dtype.itemsize}")
+    return values.view(np.uint8) if values.dtype.kind == "b" else values
+
+
+def _stretches(mask: np.ndarray) -> list[tuple[int, int]]:
+    """The runs of true entries."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
+
+
+def _meanings(step: Step, placed: Placed, observed: Observed, name: str, cells) -> dict:
+    wrong = differing(placed, observed, name, cells)[:8].tolist()
+    shape = placed.views[name].shape
+    said = {(name, k): step.case.meaning(name, tuple(int(i) for i in np.unravel_index(k, shape))) for k in wrong}
+    return {key: text for key, text in said.items() if text}
+
+
+def _refusals(placed: Placed, observed: Observed, name: str, cells) -> list[tuple]:
+    """Judged cells have no one right answer: the script knows the answer that was refused, and why."""
+    bits = whole(placed, name, observed)
+    meant = floats.decode(bits, placed.views[name].name)
+    said = [(members, judge.complaint(meant[members])) for members, judge in cells.judges]
+    return [(name, members.tolist(), _signed(bits[members]).tolist(), text) for members, text in said if text]
+
+
+def _text(example: Example, worker, first: Found | None, steps: list[dict], watched: bool, shims: bool) -> str:
+    contract = example.contract
+    says = first.sentence if first else "a case that was right when this was written"
+    head = [f"{contract.name}: {says}", f"Case: {example!r}",
+            "Needs torch, Triton and the kernel, and nothing of plumbline, which wrote it. Exit status 1 while the kernel is "
+            "wrong, 0 when it is right. Without a GPU: Triton's interpreter."]
+    comment = "".join(textwrap.fill(line, 120, initial_indent="# ", subsequent_indent="#   ") + "\n" for line in head)
+    literals = "SUBJECT = " + _literal(_subject(worker, contract)) + "\n\nSTEPS = " + _literal(steps) + "\n"
+    unusual = "inf, nan = float('inf'), float('nan')\n\n" if re.search(r"\b(inf|nan)\b", literals) else ""
+    call = f"main(SUBJECT, STEPS, {watched}{', SHIMS' if shims else ''})"
+    tail = f'\n\nif __name__ == "__main__":\n    sys.exit({call})\n'
+    return comment + "\n" + unusual + literals + "\n" + BODY.read_text() + (_shims() if shims else "") + tail
+
+
+def _literal(value) -> str:
+    return pprint.pformat(value, width=120, compact=True, sort_dicts=False)
+
+
+def _subject(worker, contract) -> dict:
+    """Where the script finds the kernel."""
+    spec, paths = worker.options.subject, [str(Path(p).resolve()) for p in worker.options.paths]
+    if spec.endswith(".py"):
+        path = Path(spec)
+        return {"file": str((path if path.is_absolute() else ROOT / path).resolve()), "function": contract.name, "paths": paths}
+    folder = {"kernels": ROOT / "kernels", "eager": ROOT / "kernels" / "eager", "sglang": ROOT / "kernels" / "sglang"}.get(spec)
+    if folder:
+        return {"folder": str(folder), "module": contract.family, "function": contract.name, "paths": paths}
+    return {"module": spec, "function": contract.name, "paths": paths}
+
+
+def _shims() -> str:
+    """The closed gaps of Triton's interpreter that this case needs, from the worker's own source."""
+    source = [BODY.with_name(name).read_text() for name in ("interpreter.py", "shadow.py")]
+    found = []
+    for name in SHIMS:
+        text = next(t for t in source if f"\ndef {name}(" in t)
+        found.append(re.search(rf"^def {name}\(.*?(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE).group().rstrip())
+    return "\n\nimport numpy as np  # noqa: E402\n\n\n" + "\n\n\n".join(found) + f"\n\n\nSHIMS = ({', '.join(SHIMS[1:])})\n"

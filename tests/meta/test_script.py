@@ -1,0 +1,93 @@
+"""`ci/replay --script`: the file needs nothing of the suite, fails by itself, and passes once the kernel is right."""
+
+import subprocess
+import sys
+
+import pytest
+
+from harness import registry, script
+from harness.client import UsageError, Worker, WorkerOptions
+from harness.differential import Example, replay
+from harness.findings import Found
+from harness.layout import Layout, Place
+from oracles.seqlens import CalPaddedTokens, CuSeqlens, Req, SeqlensExpand
+
+KERNELS = """
+import torch, triton, triton.language as tl
+
+@triton.jit
+def sums(lengths, out, n, BLOCK: tl.constexpr):
+    lanes = tl.arange(0, BLOCK)
+    x = tl.load(lengths + lanes)                          # no mask: reads past the end
+    x = tl.where(lanes < n, x, 0)
+    tl.store(out + 1 + lanes, tl.cumsum(x, 0), mask=lanes < n)
+    tl.store(out, tl.zeros((), tl.int32))
+
+def cu_seqlens(*, seqlens, cu_seqlens):
+    sums[(1,)](seqlens, cu_seqlens, len(seqlens), BLOCK=8)
+
+def seqlens_expand(*, extend_seq_lens, seq_lens, seqlens_expanded, total_len, max_q_len):
+    row = 0
+    for i, (extend, seq) in enumerate(zip(extend_seq_lens.tolist(), seq_lens.tolist())):
+        for t in range(extend):
+            seqlens_expanded[row] = seq - extend + 1 + t + (i > 0)
+            row += 1
+
+def cal_padded_tokens(*, global_num_tokens, **rest):
+    return -1
+"""
+STRIDED = Layout({"extend_seq_lens": Place("strided", "int64", "left"), "seq_lens": Place("offset", "int64")})
+CASES = {  # what is wrong -> the example, and what the script says
+    "values": (Example((SeqlensExpand((Req(2, 5), Req(1, 4))),), STRIDED), "seqlens_expanded[2] is 5, and must be 4"),
+    "memory": (Example((CuSeqlens((3, 5)),)), "load from seqlens[2] of 2, where that is not allowed"),
+    "returned": (Example((CalPaddedTokens((3, 5)),)), "returned -1, and must return 5"),
+}
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kernels") / "mine.py"
+    path.write_text(KERNELS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def worker(mine):
+    worker = Worker(WorkerOptions(str(mine)), list(registry.contracts().values()))
+    yield worker
+    worker.close()
+
+
+def run(path):
+    return subprocess.run([sys.executable, "-I", path.name], cwd=path.parent, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize(("example", "says"), CASES.values(), ids=CASES)
+def test_the_script_fails_as_the_case_does(example, says, worker, tmp_path):
+    rules = example.contract.rules()
+    found = replay(example, worker, rules)
+    assert found
+    assert script.write(tmp_path / "case.py", example, worker, rules, found) == "run once: it fails"
+    text = (tmp_path / "case.py").read_text()
+    assert "harness" not in text and "oracles" not in text
+    done = run(tmp_path / "case.py")
+    assert done.returncode == 1 and says in done.stdout + done.stderr
+
+
+def test_the_script_passes_once_the_kernel_is_right(worker, mine, tmp_path):
+    example, _ = CASES["values"]
+    rules = example.contract.rules()
+    script.write(tmp_path / "case.py", example, worker, rules, replay(example, worker, rules))
+    right = KERNELS.replace(" + (i > 0)", "")
+    (tmp_path / "right.py").write_text(right)
+    text = (tmp_path / "case.py").read_text().replace(str(mine), str(tmp_path / "right.py"))
+    (tmp_path / "case.py").write_text(text)
+    assert run(tmp_path / "case.py").returncode == 0
+
+
+def test_a_race_has_no_script(worker, tmp_path):
+    example, _ = CASES["memory"]
+    race = Found("memory", "cu_seqlens race", "race on cu_seqlens[0]")
+    with pytest.raises(UsageError, match="a race shows only in the shadow memory"):
+        script.write(tmp_path / "case.py", example, worker, {}, [race])
+    assert not (tmp_path / "case.py").exists()

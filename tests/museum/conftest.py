@@ -1,0 +1,3 @@
+"""Exhibits are subjects, which only a worker imports."""
+
+collect_ignore_glob = ["*.py"]
