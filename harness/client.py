@@ -18,6 +18,7 @@ START_LIMIT = 180.0
 END_LIMIT = 30.0
 TEST_SIGNS = ("PYTEST_", "HYPOTHESIS_", "PLUMBLINE_")
 OWN_FAULT = 70  # the worker's exit status for an error of its own
+UNLOADABLE = 71  # that of a child whose subject does not load
 PHASE_LIMIT = {"setup": 60.0, "compile": 300.0, "check": 60.0}
 
 
@@ -88,6 +89,7 @@ class Worker:
         self._channel: socket.socket | None = None
         self._pid = 0
         self._count = 0
+        self._held: dict = {}
         self._start()
         atexit.register(self.close)
 
@@ -153,7 +155,7 @@ class Worker:
         self._channel, theirs = socket.socketpair()
         for end in (self._channel, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        socket.send_fds(self._control, [json.dumps({"op": "fork"}).encode()], [theirs.fileno()])
+        socket.send_fds(self._control, [json.dumps({"op": "fork", **self._held}).encode()], [theirs.fileno()])
         theirs.close()
         self._pid = self._answer()["pid"]
 
@@ -195,6 +197,11 @@ class Worker:
         if self._channel is not None:
             self._reap(kill=True)
 
+    def hold(self, subject: str, paths: tuple[str, ...], families: tuple[str, ...]) -> None:
+        """From now on children load another subject, these families of it; `describe` stays that of the first one."""
+        self.restart_child()
+        self._held = {"subject": subject, "paths": list(paths), "families": list(families), "root": str(ROOT)}
+
     def supports(self, family: str, cases: list[dict]) -> list[str]:
         """For each case the subject's reason not to take it, or ''."""
         reply, _ = self._exchange({"op": "supports", "family": family, "cases": cases}, [])
@@ -235,6 +242,8 @@ class Worker:
             status = self._reap(kill=False)
             if status == OWN_FAULT and "Traceback" in self._output():
                 raise InfraError(f"the worker failed: {self._output()}")
+            if status == UNLOADABLE and self._held:
+                return Fault("unloadable", phase, self._output()), []
             return Fault("died", phase, f"{_status(status)} in phase {phase}"), []
 
 

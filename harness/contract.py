@@ -73,13 +73,19 @@ class Variant:
 class Precondition:
     """What a caller owes. Inside them a wrong answer is a DEFECT, outside it is an unchecked precondition.
 
-    `broken(case)` returns the same case with this one precondition violated, or None where it cannot be.
+    `broken(case)` returns the same case with this one precondition violated, or several such cases, or None where it cannot
+    be: a bound has two sides, and a value just past it is another matter than one far away.
     """
 
     name: str
     doc: str
     source: str
-    broken: Callable[["Case"], "Case | None"] | None = None
+    broken: Callable[["Case"], "Case | tuple[Case, ...] | None"] | None = None
+
+
+def beyond(size: int) -> tuple[int, int, int]:
+    """Indices that an axis of `size` cells does not have: just past it, far past it, and in front of it."""
+    return size, size + 3, -1
 
 
 class Case:

@@ -91,8 +91,8 @@ def check(example: Example, worker, rules: Mapping[str, str], options: CheckOpti
         return _check_host(example, worker, rules)
     steps = plan(example, rules, bool({"states", "interference"} & set(options.checks)))
     first, found = run_steps(example, steps, worker, options, run=0)
-    if found and found[0].check in ("raised", "fault"):
-        return found
+    if any(f.check in ("raised", "fault") for f in found):
+        return _unique(found)
     if "interference" in options.checks:
         second, later = run_steps(example, steps, worker, options, run=1)
         found += [f for f in later if f.check in ("raised", "fault", "memory")]
@@ -149,7 +149,8 @@ def run_steps(example: Example, steps: list[Step], worker, options: CheckOptions
         step = reply["steps"][0]
         observed = layouts.observe(placed, [(b, o, bytes(d)) for (b, o), d in zip(step["changes"], data)])
         if step["raised"]:
-            return done, [_raised(step["raised"], k, checks.written(placed, observed))]
+            seen = checks.memory(placed, step["findings"]) if "memory" in options.checks else []  # may be what made it raise
+            return done, [*(_at(f, k) for f in seen), _raised(step["raised"], k, checks.written(placed, observed))]
         found += [_at(f, k) for f in _inspect(placed, observed, step, planned, options)]
         done.append((placed, observed))
         prior = layouts.Prior(placed, observed, prior)

@@ -1,5 +1,6 @@
 """`ci/gate`: planted faults and the museum of real bugs first, then every transform of every subject. Exit 0 clean, 1 a
-finding, 2 it could not run.
+finding, 2 it could not run. A branch that changes kernels of ours owes `ci/mutate --changed main` as well, which mutates
+only the functions that it changed.
 
 The lanes are pytest tests with the mark `gate`, so a red gate can be taken apart with `pytest -m gate -k ...`. With --museum
 the gate measures itself instead: `tests/museum/run.py`, a program of its own, has the rest of the command line.

@@ -238,8 +238,10 @@ class _Builder:
     def _sparse(self, name: str, view: View, tensor) -> None:
         """One window per run of cells that matters, with a poisoned margin where the neighbours are no cells."""
         size, itemsize, step = self.sizes[view.block], view.dtype.itemsize, view.strides[-1] * view.dtype.itemsize
-        margin = LEAD if not isinstance(tensor, Input) else 0
-        gaps = len(view.shape) > 1 and view.strides[0] != view.columns * view.strides[-1]
+        gap = (view.strides[0] - view.columns * view.strides[-1]) * itemsize if len(view.shape) > 1 else 0
+        gaps = gap != 0
+        # No byte may lie in two windows: what one shows of it, the other would overwrite.
+        margin = 0 if isinstance(tensor, Input) else min(LEAD, gap // 2) if gaps else LEAD
         for start, stop in _runs(tensor, view.columns if gaps else math.prod(view.shape)):
             first, last = view.byte_of(start), view.byte_of(stop - 1) + itemsize
             lo, hi = max(0, first - margin), min(size, last + margin)
@@ -357,7 +359,6 @@ def _runs(tensor, columns: int) -> list[tuple[int, int]]:
     """The runs of cells of a sparse tensor that get a window, cut after every `columns` cells. Of a long run that is not
     LIVE only the ends get one."""
     if not isinstance(tensor, Input):
-        columns = row_cells(tensor.shape)
         return [(start, start + columns) for start in range(0, math.prod(tensor.shape), columns)]
     runs: list[tuple[int, int]] = []
     for span in tensor.spans:

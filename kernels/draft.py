@@ -260,7 +260,7 @@ def _draft_from_table(req_pool_indices, req_to_token, seq_lens, out_cache_loc, s
     for first in range(0, request, BLOCK_REQUESTS):
         j = first + tl.arange(0, BLOCK_REQUESTS).to(tl.int64)
         seq_j = tl.load(seq_lens + j * seq_stride, mask=j < request, other=0).to(tl.int64)
-        before += tl.sum(tl.where(j < request, seq_j % page_size, 0), 0)
+        before += tl.sum(seq_j % page_size, 0)
     seq = tl.load(seq_lens + (zero + request) * seq_stride).to(tl.int64)
     partial, apart, count = _new_slots(seq, topk, num_steps, page_size, True)
     slot = tl.load(req_pool_indices + (zero + request) * pool_stride).to(tl.int64)

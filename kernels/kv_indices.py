@@ -163,7 +163,7 @@ def _draft_decode(req_to_token, req_pool_indices, lens, positions, kv_indices, k
         # The draft tokens of each branch, up to each step.
         partial = length % page_size
         pages = (partial + num_steps + page_size - 1) // page_size
-        apart = tl.where((page_size == 1) | (topk == 1), num_steps, pages * page_size)
+        apart = pages * page_size  # num_steps for pages of one token
         draft = tl.arange(0, BLOCK_STEPS)[None, :].to(tl.int64)
         for branch in range(0, topk):
             column = length + branch * apart + draft

@@ -40,9 +40,9 @@ def _gather_page_table(req_to_token, req_pool_indices, cache_seqlens, row_repeat
                 j = tl.load(bs_idx + j * chosen_stride, mask=earlier, other=0).to(tl.int64)
                 earlier = earlier & (j >= 0) & (j < bs)
             repeats = tl.load(row_repeats + j * repeat_stride, mask=earlier, other=0).to(tl.int64)
-            first += tl.sum(tl.where(earlier, tl.maximum(repeats, 0), 0), 0)
+            first += tl.sum(tl.maximum(repeats, 0), 0)
         rows = tl.load(row_repeats + request * repeat_stride, mask=exists, other=0).to(tl.int64)
-    rows = tl.where(exists, tl.minimum(rows, total_rows - first), 0).to(tl.int32)
+    rows = tl.minimum(rows, total_rows - first).to(tl.int32)  # a request that does not exist has no columns
 
     slot = tl.load(req_pool_indices + request * pool_stride, mask=exists, other=0).to(tl.int64)
     length = tl.load(cache_seqlens + request * length_stride, mask=exists, other=0).to(tl.int32)

@@ -85,8 +85,7 @@ def _nsa_cache_seqlens(expanded, out, cu, stride, rows, padded, topk, BLOCK: tl.
     tl.store(cu, total)
     for start in range(0, padded, BLOCK):
         i = start + lanes
-        x = tl.load(expanded + i * stride, mask=i < rows, other=0)
-        x = tl.where(i < rows, tl.minimum(x, topk), 0)
+        x = tl.minimum(tl.load(expanded + i * stride, mask=i < rows, other=0), topk)
         tl.store(out + i, x, mask=i < padded)
         tl.store(cu + 1 + i, total + tl.cumsum(x, 0), mask=i < padded)
         total += tl.sum(x, 0)

@@ -67,7 +67,7 @@ def _transform_index(page_table, topk_indices, cu_seqlens_q, offsets, result, to
     if NAMES == 0:
         name = index
     else:
-        named = live & (index >= 0)
+        named = index >= 0  # -1 where not live
         if NAMES == 1:
             named = named & (owner < table_rows)[:, None]
         name = _name(index, named, page_table + owner.to(tl.int64)[:, None] * table_stride_0, table_stride_1, width,

@@ -24,7 +24,7 @@ from harness import hashing
 from harness.contract import ANY_STRIDES, INT, INT32, ROWS_STRIDED, UNIT_STRIDE, Arg, Case, Contract, Precondition, Role, Scalar
 from harness.hashing import kv_slots
 from harness.tensors import Input, Output, Region, Span, table, vector
-from oracles.kv_indices import FAR_ROWS, branch_start, first_request, slots_exist
+from oracles.kv_indices import FAR_ROWS, at_the_end, branch_start, first_request, slots_exist
 
 
 def new_slots(content: int, count: int) -> np.ndarray:
@@ -65,7 +65,7 @@ class _Batch(Case):
         raise NotImplementedError
 
     def columns(self) -> int:
-        return max([self.reach(r) for r in self.batch], default=0) + self.table_extra
+        return max([0, *(self.reach(r) for r in self.batch)]) + self.table_extra
 
     def of_batch(self, field: str) -> Input:
         return vector([getattr(r, field) for r in self.batch], self.spare)
@@ -322,13 +322,15 @@ class Accepted:
 
 @dataclass(frozen=True, repr=False)
 class CreateExtendAfterDecode(Case):
-    """`requests`, `repeat` times over, after `num_steps` draft steps; `tail` cells behind the tokens."""
+    """`requests`, `repeat` times over, after `num_steps` draft steps; `tail` cells behind the tokens, and
+    `token_tail` behind those of accept_tokens, which also has `spare`."""
 
     requests: tuple[Accepted, ...]
     repeat: int = 1
     num_steps: int = 2
     spare: int = 0
     tail: int = 0
+    token_tail: int = 0
     content: int = 0
 
     @cached_property
@@ -341,15 +343,15 @@ class CreateExtendAfterDecode(Case):
     def dims(self) -> dict[str, int]:
         return {"bs": len(self.batch)}
 
-    def total(self) -> int:
-        return max(sum(max(r.accept_len, 0) for r in self.batch) + self.tail, 0)
+    def total(self, tail: int) -> int:
+        return max(sum(max(r.accept_len, 0) for r in self.batch) + tail, 0)
 
     def arguments(self) -> dict:
         return {
-            "accept_tokens": vector(new_slots(self.content, self.total()), self.spare),
+            "accept_tokens": vector(new_slots(self.content, self.total(self.token_tail)), self.spare),
             "seq_lens": vector([r.seq_len for r in self.batch], self.spare),
             "accept_lens": vector([r.accept_len for r in self.batch], self.spare),
-            "positions": Output((self.total(),)),
+            "positions": Output((self.total(self.tail),)),
             "bonus_tokens": Output((len(self.batch) + self.spare,)),
             "bs": len(self.batch),
             "num_steps": self.num_steps,
@@ -391,13 +393,15 @@ def create_extend_after_decode_spec_info(*, accept_tokens, seq_lens, accept_lens
 @dataclass(frozen=True, repr=False)
 class AssignDraftCacheLocs(_Batch):
     """`topk` branches of `num_steps` drafts per request. With several branches and pages every branch has whole pages, and
-    the first of them repeats the request's last, partly filled page. `extend_slip` spoils the first extend_len."""
+    the first of them repeats the request's last, partly filled page. `extend_slip` spoils the first extend_len, `copy_tail`
+    the length of the copy lists."""
 
     requests: tuple[Req, ...] = ()
     topk: int = 1
     num_steps: int = 2
     page_size: int = 1
     extend_slip: int = 0
+    copy_tail: int = 0
 
     def paged(self) -> bool:
         return self.page_size > 1 and self.topk > 1
@@ -430,8 +434,8 @@ class AssignDraftCacheLocs(_Batch):
             "extend_lens": vector(slipped, self.spare),
             "num_new_pages_per_topk": vector([self.branch_pages(r) for r in self.batch], self.spare),
             "last_page_lens_cumsum": vector(np.cumsum([self.partial(r) for r in self.batch], dtype=np.int64), self.spare),
-            "source_cache_loc": Output((self.copied() + self.spare,)),
-            "target_cache_loc": Output((self.copied() + self.spare,)),
+            "source_cache_loc": Output((self.copied() + self.spare + self.copy_tail,)),
+            "target_cache_loc": Output((self.copied() + self.spare + self.copy_tail,)),
         }
         return {
             "req_pool_indices": self.of_batch("slot"),
@@ -455,8 +459,8 @@ class AssignDraftCacheLocs(_Batch):
                 spans.append(Span(row, row + width, Region.FORBIDDEN))
                 continue
             r = owners[slot]
-            first = min(r.seq_len - self.partial(r) if self.paged() else r.seq_len, width)
-            last = min(self.reach(r), width)
+            first = max(min(r.seq_len - self.partial(r) if self.paged() else r.seq_len, width), 0)
+            last = max(min(self.reach(r), width), first)
             values = kv_slots(self.content, slot + 1, last, aligned=False)[first:]
             spans += [Span(row, row + first, Region.SLACK), Span(row + first, row + last, Region.LIVE, values),
                       Span(row + last, row + width, Region.SLACK)]
@@ -522,9 +526,19 @@ def assign_draft_cache_locs(*, req_pool_indices, req_to_token, seq_lens, extend_
 
 
 def _too_narrow(case):
-    """A request table that ends in the middle of its longest row."""
-    needed = case.columns() - case.table_extra
-    return replace(case, table_extra=-(-needed // 2)) if needed >= 2 else None
+    """A request table that ends in the middle of its longest row, or one column short of it."""
+    return tuple(replace(c, table_extra=-n) for c in (case, *at_the_end(case))
+                 for needed in (c.columns() - c.table_extra,) for n in {1, needed // 2} if needed >= 2)
+
+
+def _outside_columns(first_column: str):
+    """Ranges that end behind the table's columns; one that begins in front of them, in the row in front of which is nothing."""
+
+    def broken(case):
+        before = [replace(case, requests=(replace(r, slot=0, **{first_column: -2}),), repeat=1) for r in case.requests[:1]]
+        return (*_too_narrow(case), *before)
+
+    return broken
 
 
 def _pool() -> Arg:
@@ -541,7 +555,8 @@ _BS = Scalar("bs", "requests in the batch")
 _RANGES = (_of_batch("start_offset", "first column of each request"), _of_batch("end_offset", "the column behind its last"))
 _EXTENTS = (
     slots_exist("assign_req_to_token_pool, assign_extend_cache_locs: unchecked"),
-    Precondition("the columns are in the table", "end_offset <= req_to_token.shape[1]", "unchecked", _too_narrow),
+    Precondition("the columns are in the table", "0 <= start_offset, end_offset <= req_to_token.shape[1]", "unchecked",
+                 _outside_columns("start")),
     Precondition("ranges do not end before they start", "start_offset <= end_offset",
                  "assign_req_to_token_pool: a negative length moves every later request's offset",
                  lambda c: first_request(c, count=-2) if len(c.batch) > 1 and c.batch[0].start >= 2 else None),
@@ -590,8 +605,9 @@ ASSIGN_EXTEND_CACHE_LOCS = Contract(
     upstream_names=("assign_extend_cache_locs",),
 )
 
-_TOKENS_IN_TABLE = Precondition("the columns are in the table", "every request's last new column < req_to_token.shape[1]",
-                                "unchecked", _too_narrow)
+_TOKENS_IN_TABLE = Precondition("the columns are in the table",
+                                "0 <= seq_len, and every request's last new column < req_to_token.shape[1]", "unchecked",
+                                _outside_columns("seq_len"))
 
 ASSIGN_EXTEND_CACHE_LOCS_UNIFORM = Contract(
     name="assign_extend_cache_locs_uniform",
@@ -634,10 +650,10 @@ CREATE_EXTEND_AFTER_DECODE_SPEC_INFO = Contract(
     preconditions=(
         Precondition("every request accepts something", "accept_lens >= 1",
                      "create_extend_after_decode_spec_info: the bonus token is the one before the next request's first",
-                     lambda c: replace(c, requests=(replace(c.requests[0], accept_len=0), *c.requests[1:]), repeat=1)
-                     if c.requests else None),
+                     lambda c: tuple(replace(first_request(c, accept_len=n), repeat=1) for n in (0, -2) if c.requests)),
         Precondition("positions and accept_tokens hold every token", "sum(accept_lens) <= len", "unchecked",
-                     lambda c: replace(c, tail=-1, spare=0) if c.batch else None),
+                     lambda c: (replace(c, tail=-1, token_tail=0), replace(c, tail=0, token_tail=-1, spare=0))
+                     if c.batch else None),
     ),
     capturable=True,
     frozen_by_capture=("bs",),
@@ -679,6 +695,8 @@ ASSIGN_DRAFT_CACHE_LOCS = Contract(
                      lambda c: replace(c, extend_slip=3) if c.paged() and c.batch else None),
         Precondition("out_cache_loc holds every new slot", "the sum of extend_lens <= len(out_cache_loc)", "unchecked",
                      lambda c: replace(c, tail=-1, spare=0) if c.batch else None),
+        Precondition("the copy lists hold every copy", "(topk - 1) * tokens on partial pages <= len", "unchecked",
+                     lambda c: replace(c, copy_tail=-1, spare=0) if c.paged() and c.copied() else None),
         Precondition("every request owns its row", "no two requests have one row", "one program per request, in no order"),
     ),
     capturable=True,

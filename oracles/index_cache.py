@@ -28,7 +28,8 @@ from functools import cached_property
 import numpy as np
 
 from harness import floats, hashing
-from harness.contract import ANY_STRIDES, INT, ROWS_STRIDED, Arg, Case, Contract, Precondition, Role, Scalar, Variant
+from harness.contract import (ANY_STRIDES, INT, ROWS_STRIDED, Arg, Case, Contract, Precondition, Role, Scalar, Variant,
+                              beyond)
 from harness.states import Judge
 from harness.tensors import Input, Output, Region, Span, dense, runs, table, vector
 
@@ -760,7 +761,8 @@ def to_bfloat16(expected: np.ndarray) -> Judge:
 _BUF_DOC = "the index cache: keys, then scales, of every page"
 _PAGE_SIZE = Scalar("page_size", "tokens per page")
 _PAGES_EXIST = Precondition("pages exist", "0 <= page_indices < buf.shape[0]", "index_buf_accessor: unchecked",
-                            lambda c: replace(c, first_page=c.pages + 3) if c.batch_size() and _has_a_page(c) else None)
+                            lambda c: tuple(replace(c, first_page=p) for p in beyond(c.pages)
+                                            if c.batch_size() and _has_a_page(c)))
 _PAGES_COVER = Precondition("the pages cover seq_len", "len(page_indices) * page_size >= seq_len", "_get_k_triton: unchecked",
                             lambda c: replace(c, missing=1, spare=0) if c.needed() else None)
 
@@ -852,10 +854,9 @@ GET_K_AND_S = Contract(
 )
 
 
-def _outside(case: SetKAndS) -> SetKAndS | None:
-    wrong = case.pages * case.page_size + 3 if case.content % 2 else -1
-    tokens = (replace(case.tokens[0], loc=wrong), *case.tokens[1:]) if case.tokens else ()
-    return replace(case, tokens=tokens, last=False, padded=0) if tokens else None
+def _outside(case: SetKAndS) -> tuple[SetKAndS, ...]:
+    return tuple(replace(case, tokens=(replace(case.tokens[0], loc=slot), *case.tokens[1:]), last=False, padded=0)
+                 for slot in beyond(case.pages * case.page_size) if case.tokens)
 
 
 _WRITE = Arg("buf", Role.OUT, ("pages", "page_bytes"), ("uint8",), _BUF_DOC, FAR_ROWS, cells="written, untouched, don't care")
@@ -969,8 +970,8 @@ DEQUANTIZE_K_CACHE_PAGED = Contract(
     ),
     preconditions=(
         Precondition("slots exist", "0 <= page_table_1_flattened < slots", "dequantize_k_cache_paged: unchecked there",
-                     lambda c: replace(c, tokens=(Slot(c.slots + 3 if c.content % 2 else -1), *c.tokens[1:]), from_end=False)
-                     if c.tokens else None),
+                     lambda c: tuple(replace(c, tokens=(Slot(s), *c.tokens[1:]), from_end=False)
+                                     for s in beyond(c.slots) if c.tokens)),
     ),
     capturable=True,
     frozen_by_capture=("tokens",),

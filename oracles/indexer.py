@@ -141,6 +141,12 @@ def _more_queries_than_keys(case):
     return replace(case, requests=(replace(first, seq_len=first.extend_len - 1), *case.requests[1:]))
 
 
+def _negative(case):
+    if len(case.requests) < 2 or case.times > 1:
+        return None
+    return replace(case, requests=(replace(case.requests[0], extend_len=-2), *case.requests[1:]))
+
+
 def _one_less(case):
     return replace(case, total_len=case.total() - 1, spare=0) if case.total() else None
 
@@ -170,6 +176,7 @@ INDEXER_K_START_END = Contract(
                      _more_queries_than_keys),
         Precondition("total_len is the count", "total_len == query tokens g with g % cp_size == cp_rank",
                      "nsa_cp_round_robin_split_data allocates the count", _one_less),
+        Precondition("lengths are not negative", "extend_seq_lens >= 0", "a tensor has no -1 rows", _negative),
         Precondition("keys fit int32", "sum(seq_lens) < 2**31", "ks and ke are int32"),
     ),
     capturable=True,
@@ -612,6 +619,11 @@ CP_ZIGZAG_SPLIT = Contract(
         Precondition("queries are keys too", "extend_seq_lens <= seq_lens", "seq_lens = prefix + extend_seq_lens",
                      _more_queries_than_keys),
         Precondition("total_len is the sum", "total_len == sum(q_lens)", "the split input has that many rows", _one_less),
+        Precondition("num_tokens counts every token", "num_tokens >= sum(extend_seq_lens)", "padding only adds tokens",
+                     lambda c: replace(c, padding=-sum(r.extend_len for r in c.batch), total_len=c.total())
+                     if c.batch else None),
+        Precondition("lengths are not negative", "extend_seq_lens >= 0", "a tensor has no -1 rows",
+                     lambda c: _negative(replace(c, total_len=c.total()))),
     ),
     capturable=True,
     frozen_by_capture=("bs", "num_tokens", "total_len", "cp_size", "cp_rank"),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from harness.contract import (ANY_STRIDES, INT, INT32, ROWS_STRIDED, UNIT_STRIDE, Arg, Case, Contract, Kind, Precondition,
-                              Role, Scalar)
+                              Role, Scalar, beyond)
 from harness.hashing import kv_slots
 from harness.tensors import Input, Output, table, vector
 
@@ -67,7 +67,7 @@ class _Pool(Case):
 
     def columns(self) -> int:
         """The columns that the batch needs."""
-        return max([self.reach(r) for r in self.batch], default=0)
+        return max([0, *(self.reach(r) for r in self.batch)])
 
     def req_to_token(self) -> Input:
         """The rows that the batch's requests own, live up to their last token; every other row is forbidden."""
@@ -413,17 +413,28 @@ def first_request(case, **changes):
 
 
 def _too_narrow(case):
-    """A request table that ends in the middle of its longest row."""
-    return replace(case, table_extra=-(-case.columns() // 2)) if case.columns() >= 2 else None
+    """A request table that ends in the middle of its longest row, or one token short of it."""
+    return tuple(replace(c, table_extra=-n) for c in (case, *at_the_end(case)) if c.columns() >= 2
+                 for n in {1, c.columns() // 2})
+
+
+def at_the_end(case):
+    """The longest request alone, in the last row of the table, behind which there is nothing."""
+    longest = max(case.requests, key=case.reach, default=None)
+    return (replace(case, requests=(replace(longest, slot=case.slots - 1),), repeat=1),) if longest else ()
 
 
 def _negative(case):
     return first_request(case, length=-5)
 
 
+_STARTS = Precondition("starts are not negative", "kv_start_idx >= 0", "unchecked",
+                       lambda c: first_request(c, start=-2) if c.starts else None)
+
+
 def slots_exist(source: str) -> Precondition:
     return Precondition("slots exist", "0 <= req_pool_indices < req_to_token.shape[0]", source,
-                        lambda c: first_request(c, slot=c.slots + 3))
+                        lambda c: tuple(first_request(c, slot=s) for s in beyond(c.slots) if c.requests))
 
 
 TABLE = Arg("req_to_token", Role.IN, ("1", "0"), INT32, "KV slot of every token of every request", ROWS_STRIDED,
@@ -453,9 +464,10 @@ CREATE_FLASHINFER_KV_INDICES = Contract(
         slots_exist("create_flashinfer_kv_indices_triton: unchecked"),
         Precondition("the tokens are in the table", "start + length <= req_to_token.shape[1]",
                      "create_flashinfer_kv_indices_triton: only the length bounds the load", _too_narrow),
-        Precondition("kv_indices holds every range", "kv_indptr[i] + length <= len(kv_indices)",
+        Precondition("kv_indices holds every range", "0 <= kv_indptr[i], kv_indptr[i] + length <= len(kv_indices)",
                      "create_flashinfer_kv_indices_triton: the store has no bound (SGLang #24587, #27485)",
-                     lambda c: replace(c, tail=-1) if c.batch and c.batch[-1].length > 0 else None),
+                     lambda c: (replace(c, tail=-1), first_request(c, gap=-2)) if c.batch and c.batch[-1].length > 0 else None),
+        _STARTS,
         Precondition("lengths are not negative", "paged_kernel_lens >= 0", "unchecked", _negative),
         Precondition("ranges do not overlap", "no cell of kv_indices belongs to two requests: programs have no order",
                      "kv_indptr is a prefix sum of the lengths"),
@@ -484,6 +496,7 @@ CREATE_FLASHMLA_KV_INDICES = Contract(
         Precondition("rows hold every page", "ceil(length / page_size) <= kv_indices.shape[1]",
                      "create_flashmla_kv_indices_triton: the store has no bound; #27320 drops whole blocks past the row",
                      lambda c: replace(c, row_extra=-1) if c.pages() else None),
+        _STARTS,
         Precondition("lengths are not negative", "paged_kernel_lens >= 0", "unchecked", _negative),
     ),
     capturable=True,
@@ -519,8 +532,9 @@ GENERATE_DRAFT_DECODE_KV_INDICES = Contract(
                      "generate_draft_decode_kv_indices: only the length bounds the load", _too_narrow),
         Precondition("rows hold every branch", "topk * sum(lengths) + branches * num_steps <= kv_indices.shape[1]",
                      "SGLang #27338, #27460: the top-k factor was missing; #27475 asserts it on the host",
-                     lambda c: replace(c, row_extra=-sum(r.length for r in c.batch))
+                     lambda c: tuple(replace(c, row_extra=-n) for n in {1, sum(r.length for r in c.batch)})
                      if any(r.length for r in c.batch) else None),
+        Precondition("lengths are not negative", "paged_kernel_lens >= 0", "unchecked", _negative),
         Precondition("positions are the lengths", "positions[b * topk + k] == paged_kernel_lens[b]",
                      "the draft runner pads lengths with 1 and positions with 0: from the first padded request on kv_indptr "
                      "and kv_indices disagree",

@@ -23,7 +23,7 @@ import numpy as np
 
 from harness import hashing
 from harness.contract import (ANY_STRIDES, INT, INT32, ROWS_STRIDED, Arg, Case, Contract, Precondition, Role, Scalar,
-                              Variant)
+                              Variant, beyond)
 from harness.tensors import Output, table, vector
 
 FAR_ROWS = (*ROWS_STRIDED, "far")
@@ -439,7 +439,7 @@ def _first_request(case, **changes):
 
 
 def _slot_outside(case):
-    return _first_request(case, slot=case.slots + 3)
+    return tuple(_first_request(case, slot=s) for s in beyond(case.slots) if case.requests)
 
 
 def _longer_than_max_len(case):

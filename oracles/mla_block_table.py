@@ -31,7 +31,7 @@ import numpy as np
 
 from harness import floats, hashing
 from harness.contract import (ANY_STRIDES, INT, INT32, ROWS_STRIDED, Arg, Case, Contract, Kind, Precondition, Role, Scalar,
-                              Variant)
+                              Variant, beyond)
 from harness.tensors import Input, Output, Region, runs, table, vector
 
 FAR_ROWS = (*ROWS_STRIDED, "far")
@@ -608,7 +608,7 @@ def _too_narrow(case):
 
 _TABLE_PRECONDITIONS = (
     Precondition("slots exist", "0 <= req_pool_indices < req_to_token.shape[0]", "create_flashmla_kv_indices_triton: unchecked",
-                 lambda c: _first_request(c, slot=c.slots + 3)),
+                 lambda c: tuple(_first_request(c, slot=s) for s in beyond(c.slots) if c.requests)),
     Precondition("pages fit the row", "ceil(keys / page_size) <= max_blocks",
                  "create_flashmla_kv_indices_triton: unchecked; mla_metadata_sizes promises it", _too_narrow),
     Precondition("tokens exist", "the first token of every page is a column of req_to_token",
@@ -703,7 +703,7 @@ class _Packed(Case):
     """Packed rows of `requests`, beside a padded tensor with one row of `longest + extra` tokens per request.
 
     spare    capacity of every tensor beyond what the batch needs, in requests and tokens
-    missing  rows that the packed tensor lacks
+    missing  rows that the packed tensor lacks;   early  how far in front of where they are the starts say they are
     content  which contents: any number of the smallest float format, which every other one represents as well
     """
 
@@ -713,6 +713,7 @@ class _Packed(Case):
     extra: int = 0
     spare: int = 0
     missing: int = 0
+    early: int = 0
     content: int = 0
 
     def batch_size(self) -> int:
@@ -724,6 +725,10 @@ class _Packed(Case):
         for r in self.requests:
             starts.append(starts[-1] + r.count + r.dropped)
         return starts
+
+    def given_starts(self) -> list[int]:
+        """What the caller says of them."""
+        return [start - self.early for start in self.starts()]
 
     def rows(self) -> int:
         return self.starts()[-1] - self.missing
@@ -779,7 +784,7 @@ class PadDraftExtendQuery(_Packed):
         return {
             "q": self.packed(*row),
             "seq_lens_q": self.lengths(),
-            "cu_seqlens_q": vector(self.starts(), self.spare),
+            "cu_seqlens_q": vector(self.given_starts(), self.spare),
             "padded_q": Output((len(self.requests) + self.spare, self.longest() + self.spare, *row)),
             "bs": len(self.requests),
             "max_seq_len_q": self.longest(),
@@ -804,7 +809,7 @@ class UnpadDraftExtendOutput(_Packed):
                 live[i * width * size] = self.numbers(i * width * size, count * size)
         return {
             "raw_out": runs((bs + self.spare, width, *row), live, Region.SLACK),
-            "cu_seqlens_q": vector(self.starts(), self.spare),
+            "cu_seqlens_q": vector(self.given_starts(), self.spare),
             "seq_lens_q": self.lengths(),
             "output": Output((self.rows() + self.spare, *row)),
             "bs": bs,
@@ -833,7 +838,7 @@ class PadSequenceWithMask(_Packed):
         bs, hidden = len(self.requests), self.heads * self.head_dim
         return {
             "input_emb": self.packed(hidden),
-            "offsets": vector(self.starts()[:-1], self.spare),
+            "offsets": vector(self.given_starts()[:-1], self.spare),
             "lengths": self.lengths(),
             "output": Output((bs + self.spare, self.longest() + self.spare, hidden)),
             "attn_mask": Output((bs * self.longest() + self.spare,)),
@@ -907,10 +912,10 @@ def pad_sequence_with_mask(*, input_emb, offsets, lengths, output, attn_mask, bs
             attn_mask[i * max_len + t] = inside
 
 
-def _row_missing(case: _Packed) -> _Packed | None:
-    """The packed tensor ends just before the last token that counts."""
+def _row_missing(case: _Packed) -> tuple[_Packed, ...]:
+    """The packed tensor ends just before the last token that counts; the first tokens lie in front of it."""
     last = max((start + r.count for start, r in zip(case.starts(), case.requests) if r.count), default=0)
-    return replace(case, missing=case.starts()[-1] - last + 1, spare=0) if last else None
+    return (replace(case, missing=case.starts()[-1] - last + 1, spare=0), replace(case, early=2)) if last else ()
 
 
 _TOO_LONG = Precondition(
@@ -919,7 +924,8 @@ _TOO_LONG = Precondition(
 
 
 def _rows_exist(source: str) -> Precondition:
-    return Precondition("rows exist", "every start + length is at most the rows of the packed tensor", source, _row_missing)
+    return Precondition("rows exist", "every start is at least 0, start + length at most the rows of the packed tensor", source,
+                        _row_missing)
 
 
 _SEQ_LENS_Q = Arg("seq_lens_q", Role.IN, ("bs",), INT, "query tokens per request", ANY_STRIDES, cells="live, slack")

@@ -678,7 +678,7 @@ TOPK_PAGED_CHUNKED = Contract(
     preconditions=(
         _INSIDE_LOGITS,
         Precondition("requests exist", "0 <= token_to_batch_idx < page_table_1.shape[0]", "page_table_1[batch_idx]: a gather",
-                     lambda c: replace(c, stray=len(c.requests) + 2) if c.rows else None),
+                     lambda c: tuple(replace(c, stray=s) for s in (1, len(c.requests) + 2, -1) if c.rows)),
         Precondition("the page table covers every row", "lengths <= page_table_1.shape[1]",
                      "fast_topk_transform_fused: unchecked", _narrow_table),
     ),

@@ -20,7 +20,7 @@ import numpy as np
 
 from harness import hashing
 from harness.contract import (ANY_STRIDES, INT, INT32, ROWS_STRIDED, Arg, Case, Contract, Kind, Precondition, Role, Scalar,
-                              Variant)
+                              Variant, beyond)
 from harness.hashing import kv_slots
 from harness.tensors import Input, Output, Region, Span, table, vector
 
@@ -50,6 +50,7 @@ class GatherPageTable(Case):
     max_extra    max_len beyond the longest request that has rows;   table_extra  req_to_token columns beyond max_len
     spare        capacity of the lengths and the output beyond the batch;   row_spare  output rows on top of it
     slots        rows of req_to_token;   shared  whether all requests share their pages;   content  which contents
+    stray        what stands in the place of the first entry of bs_idx
     """
 
     requests: tuple[Req, ...]
@@ -65,6 +66,7 @@ class GatherPageTable(Case):
     shared: bool = False
     content: int = 0
     total_rows: int | None = None
+    stray: int | None = None
 
     @cached_property
     def batch(self) -> tuple[Req, ...]:
@@ -73,6 +75,10 @@ class GatherPageTable(Case):
     def chosen(self) -> list[int]:
         """The requests that have rows, in order."""
         return [i for i, r in enumerate(self.batch) if r.selected or not self.selection]
+
+    def selected(self) -> list[int]:
+        """bs_idx."""
+        return self.chosen() if self.stray is None else [self.stray, *self.chosen()[1:]]
 
     def owners(self) -> list[int]:
         """The request of every row."""
@@ -101,7 +107,7 @@ class GatherPageTable(Case):
             "req_pool_indices": vector([r.slot for r in self.batch], self.spare),
             "cache_seqlens": vector([r.seq_len for r in self.batch], self.spare),
             "row_repeats": vector([r.rows for r in self.batch], self.spare) if self.ragged else None,
-            "bs_idx": vector(self.chosen()) if self.selection else None,
+            "bs_idx": vector(self.selected()) if self.selection else None,
             "page_table_1": Output((self.rows() + self.row_spare + self.spare, self.max_len() + self.spare)),
             "bs": len(self.batch),
             "total_rows": self.rows(),
@@ -172,8 +178,17 @@ def _change_first(case, **changes):
     return replace(case, requests=(replace(case.requests[0], **changes), *case.requests[1:])) if case.requests else None
 
 
-def _unknown_slot(case: GatherPageTable) -> GatherPageTable | None:
-    return _change_first(case, slot=case.slots + 3)
+def _unknown_slot(case: GatherPageTable) -> tuple[GatherPageTable, ...]:
+    return tuple(_change_first(case, slot=slot) for slot in beyond(case.slots) if case.requests)
+
+
+def _no_such_request(case: GatherPageTable) -> tuple[GatherPageTable, ...]:
+    """bs_idx begins with a request behind the batch, or in front of it."""
+    return tuple(replace(case, stray=i) for i in beyond(len(case.batch)) if case.selection and case.chosen())
+
+
+def _negative_repeats(case: GatherPageTable) -> GatherPageTable | None:
+    return _change_first(case, rows=-2) if case.ragged and case.times == 1 else None
 
 
 def _too_long(case) -> Case | None:
@@ -221,6 +236,8 @@ GATHER_PAGE_TABLE = Contract(
     ),
     preconditions=(
         Precondition("slots exist", "0 <= req_pool_indices < req_to_token.shape[0]", "indexing of req_to_token", _unknown_slot),
+        Precondition("requests exist", "0 <= bs_idx < bs", "indexing of the lengths", _no_such_request),
+        Precondition("rows are not negative", "row_repeats >= 0", "repeat_interleave refuses them", _negative_repeats),
         Precondition("max_len covers every request", "cache_seqlens <= max_len of requests with rows",
                      "max_len is the largest of indexer_seq_lens_cpu", _too_long),
         Precondition("total_rows is the sum", "total_rows == rows of all requests that have some",
@@ -240,8 +257,8 @@ KINDS = ("aligned", "scattered", "holes", "signed")
 @dataclass(frozen=True, repr=False)
 class RealPageTable(Case):
     """`rows[i]` says what row i of page_table_1 holds: slots of whole pages (`aligned`), any slots (`scattered`), slots of
-    which the first and some others are -1 (`holes`), or any int32 (`signed`). `row_spare`, `page_spare`: output capacity
-    beyond the table."""
+    which the first and some others are -1 (`holes`), or any int32, an outermost one first (`signed`). `row_spare`,
+    `page_spare`: output capacity beyond the table."""
 
     rows: tuple[str, ...]
     columns: int = 1
@@ -270,7 +287,9 @@ class RealPageTable(Case):
     def slots(self, row: int, kind: str) -> np.ndarray:
         if kind == "signed":
             drawn = hashing.cells(self.content, f"signed {row}", np.arange(self.columns))
-            return drawn.astype(np.uint32).view(np.int32).astype(np.int64)
+            drawn = drawn.astype(np.uint32).view(np.int32).astype(np.int64)
+            drawn[:1] = (-(2**31), 2**31 - 1)[(self.content + row) % 2]
+            return drawn
         slots = kv_slots(self.content, row, self.columns, max(self.page_size, 1) if kind == "aligned" else 1)
         hole = hashing.cells(self.content, f"hole {row}", np.arange(self.columns)) % np.uint64(3) == 0
         hole[:1] = True
@@ -422,6 +441,9 @@ PAGE_TABLE_1_FLATTENED = Contract(
     ),
     preconditions=(
         Precondition("max_len covers every request", "seq_lens <= max_len", "page_table[i, :kv_len] is sliced", _too_long),
+        Precondition("lengths are not negative", "seq_lens >= 0", "page_table[i, :kv_len] is sliced",
+                     lambda c: replace(c, lengths=(-2, *c.lengths[1:]), total_len=sum(c.lengths[1:]))
+                     if len(c.lengths) > 1 and c.times == 1 else None),
         Precondition("total_len is the sum", "total_len == sum(seq_lens)", "'assert page_table_1_flattened.shape[0] == ...'",
                      lambda c: replace(c, total_len=c.total() - 1, spare=0) if c.total() else None),
     ),
@@ -501,6 +523,12 @@ def topk_indices_offset(*, cu_seqlens_k, extend_seq_lens, topk_indices_offset, b
             token += 1
 
 
+def _negative_extend(case: TopkIndicesOffset) -> TopkIndicesOffset | None:
+    first = replace(case.requests[0], extend_len=-2) if len(case.requests) > 1 and case.times == 1 else None
+    rest = sum(r.extend_len for r in case.requests[1:])
+    return first and replace(case, requests=(first, *case.requests[1:]), total_len=rest)
+
+
 TOPK_INDICES_OFFSET = Contract(
     name="topk_indices_offset",
     family="page_table",
@@ -519,6 +547,7 @@ TOPK_INDICES_OFFSET = Contract(
     preconditions=(
         Precondition("total_len is the sum", "total_len == sum(extend_seq_lens)", "repeat_interleave allocates the sum",
                      lambda c: replace(c, total_len=c.total() - 1, spare=0) if c.total() else None),
+        Precondition("lengths are not negative", "extend_seq_lens >= 0", "repeat_interleave refuses them", _negative_extend),
     ),
     capturable=True,
     frozen_by_capture=("bs", "total_len"),

@@ -268,7 +268,8 @@ PAGED_MQA_SCHEDULE = Contract(
 @dataclass(frozen=True, repr=False)
 class PagedMqaWalk(Case):
     """The schedule is that of `lengths`, unless `built_from` names the lengths of an earlier batch. `max_splits` is
-    what the longest row needs, at least `width`, less `missing`; the output has `spare` rows and columns more."""
+    what the longest row needs, at least `width`, less `missing`; the output has `spare` rows and columns more. Every number
+    of the schedule is `below` too small."""
 
     lengths: tuple[int, ...]
     num_sms: int = 4
@@ -276,6 +277,7 @@ class PagedMqaWalk(Case):
     width: int = 0
     missing: int = 0
     spare: int = 0
+    below: int = 0
 
     def max_splits(self) -> int:
         return max([self.width, *(splits_of(n) for n in self.lengths)]) - self.missing
@@ -293,7 +295,7 @@ class PagedMqaWalk(Case):
     def arguments(self) -> dict:
         return {
             "context_lens": vector(self.lengths),
-            "schedule": dense(self.schedule()),
+            "schedule": dense(np.array(self.schedule()) - self.below),
             "owner": Output((len(self.lengths) + self.spare, self.max_splits() + self.spare)),
             "num_sms": self.num_sms,
             "max_splits": self.max_splits(),
@@ -328,10 +330,18 @@ def paged_mqa_walk(*, context_lens, schedule, owner, num_sms, max_splits, varian
             owner[row, first:stop] = sm
 
 
-def _earlier_batch(case: PagedMqaWalk) -> PagedMqaWalk | None:
-    """The schedule of a batch whose first requests were longer: its ends lie past what they have now."""
+def _another_schedule(case: PagedMqaWalk) -> tuple[PagedMqaWalk, ...]:
+    """The schedule of a batch whose first requests were longer: its ends lie past what they have now. That of a larger
+    batch. One that nobody has filled."""
     longer = tuple(n + SPLIT * (len(case.lengths) - i) for i, n in enumerate(case.lengths))
-    return replace(case, built_from=longer) if longer else None
+    larger = (*longer, 3 * SPLIT, 3 * SPLIT)
+    return (replace(case, built_from=longer), replace(case, built_from=larger), replace(case, below=3)) if longer else ()
+
+
+def _too_few_splits(case: PagedMqaWalk) -> tuple[PagedMqaWalk, ...]:
+    """Half of what the longest row needs, or one less; that row also alone, where nothing lies behind it."""
+    alone = replace(case, lengths=(max(case.lengths, default=0),), spare=0)
+    return tuple(replace(c, missing=n, spare=0) for c in (case, alone) if c.max_splits() > 1 for n in {1, c.max_splits() // 2})
 
 
 PAGED_MQA_WALK = Contract(
@@ -352,9 +362,9 @@ PAGED_MQA_WALK = Contract(
     preconditions=(
         Precondition("max_splits covers every row", "splits of a row <= max_splits",
                      "the logits have max_seq_len columns, which SGLang takes from its block table: unchecked",
-                     lambda c: replace(c, missing=c.max_splits() // 2, spare=0) if c.max_splits() > 1 else None),
+                     _too_few_splits),
         Precondition("the schedule is that of the live lengths", "built from the same context_lens",
-                     "SGLang #24635: a walker that tests for equality with its end never stops", _earlier_batch),
+                     "SGLang #24635: a walker that tests for equality with its end never stops", _another_schedule),
     ),
     capturable=True,
     frozen_by_capture=("batch", "num_sms"),

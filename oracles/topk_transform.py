@@ -640,7 +640,7 @@ class _Selection(Case):
         for b, r in enumerate(self.all_rows):
             start = r.start if self.starts else 0
             count = min(r.length, self.width - start)
-            if r.length > self.topk and count > 0:
+            if r.length > self.topk and count > 0 and start >= 0:
                 live[b * self.width + start] = scores(r.scores, r.seed, r.length)[:count]
         return runs((len(self.all_rows), self.width), live, Region.SLACK)
 
@@ -708,8 +708,11 @@ def fast_topk(*, score, lengths, row_starts, indices, topk, variant):
 
 
 def _too_wide(case):
-    """The score without the later half of the columns that the rows need; some rows may start past its end."""
-    return replace(case, width=case.reach() // 2) if case.reach() else None
+    """The score without the later half of the columns that the rows need; some rows may start past its end, or in front of
+    its first column."""
+    rows = getattr(case, "rows", ()) if case.starts else ()
+    early = [replace(case, rows=(replace(r, start=-2), *rows[1:])) for r in rows[:1]]
+    return (*[replace(case, width=case.reach() // 2)] * (case.reach() > 0), *early)
 
 
 KEYS_IN_SCORE = Precondition("keys lie in the score", "0 <= row_starts and row_starts + lengths <= score.shape[1]",

@@ -25,5 +25,6 @@ def outside(contract: Contract) -> SearchStrategy[Example]:
 
 @st.composite
 def _broken(draw, contract: Contract, precondition) -> Example:
-    case = draw(registry.cases(contract).map(precondition.broken).filter(lambda c: c is not None))
+    cases = draw(registry.cases(contract).map(precondition.broken).filter(bool))
+    case = draw(st.sampled_from(cases)) if isinstance(cases, tuple) else cases
     return replace(draw(examples(st.just(case))), outside=precondition.name)

@@ -13,9 +13,9 @@ HEAD_DIMS = st.sampled_from((128, 64, 192))
 
 
 @st.composite
-def _frame(draw) -> dict:
-    """Sizes, contents and spare capacity that all gates have; now and then more tokens than a tile."""
-    tokens = draw(st.sampled_from((33, 65))) if draw(many(18)) else draw(TOKENS)
+def _frame(draw, many_tokens: int = 18) -> dict:
+    """Sizes, contents and spare capacity that all gates have; once in `many_tokens` more tokens than a tile."""
+    tokens = draw(st.sampled_from((33, 65))) if draw(many(many_tokens)) else draw(TOKENS)
     heads = draw(HEADS) if tokens <= 17 else draw(st.sampled_from((3, 17)))
     return dict(tokens=tokens, heads=heads, head_dim=draw(HEAD_DIMS), spare=draw(spare()), kind=draw(st.sampled_from(KINDS)),
                 content=draw(st.integers(0, 255)))
@@ -30,6 +30,13 @@ def _projected(draw) -> dict:
     return {**frame, "hidden": draw(HIDDEN)}
 
 
+@st.composite
+def _scaled(draw) -> dict:
+    """Of what costs little, more: many tokens more often, and more heads than a tile."""
+    frame = draw(_frame(6))
+    return {**frame, "tokens": min(frame["tokens"], 5), "heads": 65} if draw(many(10)) else frame
+
+
 def project_and_scale_head_gates() -> st.SearchStrategy[ProjectAndScale]:
     """Tiles that are full, not full and cut; sums that cancel."""
     return _projected().map(lambda frame: ProjectAndScale(**frame))
@@ -42,12 +49,12 @@ def logits_head_gate() -> st.SearchStrategy[LogitsHeadGate]:
 
 def apply_q_scale_and_softmax_scale() -> st.SearchStrategy[ApplyScales]:
     """Gates of every size."""
-    return _frame().map(lambda frame: ApplyScales(**frame))
+    return _scaled().map(lambda frame: ApplyScales(**frame))
 
 
 def fused_logits_head_gate() -> st.SearchStrategy[FusedLogitsHeadGate]:
     """Raw gates of every size."""
-    return _frame().map(lambda frame: FusedLogitsHeadGate(**frame))
+    return _scaled().map(lambda frame: FusedLogitsHeadGate(**frame))
 
 
 @st.composite

@@ -1,6 +1,6 @@
 """Cases of the index_cache family."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from hypothesis import strategies as st
 
@@ -12,7 +12,7 @@ PAGE_SIZES = (1, 64, 2, 16, 64, 32, 128)
 PAGES = (4, 1, 3, 9)
 FAR_BYTES = 5 << 30  # of a cache whose offsets pass 2^31, and 2^32 too
 LONG = 65_600  # more tokens than a grid has rows in y and z
-TOKEN_BLOCK, REQUEST_BLOCK = 128, 32  # what our kernels take at a time
+TOKEN_BLOCK, REQUEST_BLOCK, STORE_BLOCK = 128, 32, 16  # what our kernels take at a time
 
 
 @st.composite
@@ -59,7 +59,8 @@ def get_k_and_s(draw, max_requests: int = 4) -> GetKAndS:
 
 @st.composite
 def _stores(draw, kinds: st.SearchStrategy[str], max_tokens: int = 5) -> dict:
-    """Distinct slots, at the start or at the end of the cache, and padded tokens, which all have slot 0.
+    """Distinct slots, at the start or at the end of the cache, and padded tokens, which all have slot 0. Now and then more
+    tokens than a block.
 
     A cache to write in is far by its layout alone, as every cell of an output is laid out.
     """
@@ -72,6 +73,8 @@ def _stores(draw, kinds: st.SearchStrategy[str], max_tokens: int = 5) -> dict:
     room = min(slots - bool(padded), max_tokens)
     tokens = draw(st.lists(st.builds(Token, slot, kinds), min_size=min(draw(batch_floor()), room), max_size=room,
                            unique_by=lambda t: t.loc))
+    if tokens and slots > STORE_BLOCK + 2 and draw(many(8)):
+        tokens = [replace(tokens[i % len(tokens)], loc=1 + i) for i in range(STORE_BLOCK + 1)]
     return dict(**cache, tokens=tuple(tokens), padded=padded, last=last)
 
 

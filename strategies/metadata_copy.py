@@ -8,10 +8,11 @@ from oracles.metadata_copy import DECODE, DRAFT_EXTEND, TARGET_VERIFY, Backend, 
 from strategies.common import around, batch_floor, lengths, many, spare
 
 PAGE_SIZES = (1, 64, 1, 2, 16, 128, 32)
-PARTS = (3, 40, 5, 1)
+PARTS = (3, 40, 5, 132, 1)  # 132: an H200
 FLASHMLA = (None, PARTS, PARTS, PARTS, (0,))  # rows of its metadata; None: no split counts either
 BLOCKS = around(128, 256)  # columns around the blocks of the kernels that precompute and copy
 ITEM_BLOCK = 256  # batches longer than this cross a block of our kernel, and of SGLang's
+ROW_BLOCK = 16  # a block of our kernel's rows
 TOKENS = st.sampled_from((1, 2, 0, 3, 5, 8))  # query tokens of a request
 
 
@@ -45,7 +46,8 @@ def _requests(draw, frame: dict, tokens: st.SearchStrategy[int], most: int) -> t
     have at most one token per request, which the interpreter can take."""
     requests = tuple(draw(st.lists(tokens, min_size=draw(batch_floor()), max_size=most)))
     if draw(many(9)) and requests:
-        frame.update(repeat=-(-(ITEM_BLOCK + 1) // len(requests)), width=frame["width"] % 35)
+        most = draw(st.sampled_from((ITEM_BLOCK, ROW_BLOCK)))
+        frame.update(repeat=-(-(most + 1) // len(requests)), width=frame["width"] % 35)
     large = "repeat" in frame or frame["width"] > 1024
     return tuple(min(n, 1) for n in requests) if large else requests
 

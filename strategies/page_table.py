@@ -13,6 +13,7 @@ WIDTHS = (1, 2, 3, 4, 5, 8)
 TABLES = ((4, 0), (4, 1), (5, 7), (9, 130), (4096, 2**20), (4096, 0))
 REQUEST_BLOCK = 32  # batches longer than this cross a block of requests in our kernels
 COLUMN_BLOCK = 1024
+MANY_COLUMNS = 32 * COLUMN_BLOCK  # more than the columns of one pass of our kernels' programs
 
 
 def _lengths() -> st.SearchStrategy[int]:
@@ -44,6 +45,11 @@ def gather_page_table(draw, max_requests: int = 4) -> GatherPageTable:
         short = tuple(replace(r, seq_len=r.seq_len % 33, rows=min(r.rows, 2)) for r in batch)
         with_rows = len(case.chosen()) or len(batch)
         case = replace(case, requests=short, times=-(-(REQUEST_BLOCK + 1) // with_rows), draft_tokens=1, max_extra=0)
+    elif batch and draw(many(20)):
+        first = replace(batch[0], seq_len=MANY_COLUMNS + draw(st.integers(1, 300)), selected=True)
+        case = replace(case, requests=(first, *batch[1:]), slots=4, table_extra=min(table_extra, 7),
+                       draft_tokens=min(case.draft_tokens, 2))
+        case = replace(case, requests=tuple(replace(r, slot=r.slot % 4, rows=min(r.rows, 2)) for r in case.requests))
     return case
 
 
@@ -71,7 +77,8 @@ def real_page_table(draw, max_rows: int = 5) -> RealPageTable:
     rows = tuple(draw(st.lists(_kinds(), min_size=draw(batch_floor()), max_size=max_rows)))
     if draw(many(15)):
         page_size = draw(st.sampled_from((1, 2, 3)))
-        columns = COLUMN_BLOCK * page_size + draw(st.sampled_from((1, 1, 0)))
+        pages = draw(st.sampled_from((COLUMN_BLOCK, COLUMN_BLOCK, MANY_COLUMNS)))
+        columns = pages * page_size + draw(st.sampled_from((1, 1, 0)))
     elif columns < 64:
         rows = crowd(draw, rows)
     return RealPageTable(rows, columns, page_size, draw(spare()), draw(spare()), draw(st.integers(0, 255)))
@@ -92,6 +99,8 @@ def page_table_1_flattened(draw, max_requests: int = 5) -> PageTable1Flattened:
     batch = tuple(draw(st.lists(_lengths(), min_size=draw(batch_floor()), max_size=max_requests)))
     times = draw(repeats(REQUEST_BLOCK + 1))
     batch = batch if times == 1 else tuple(n % 33 for n in batch[:2])
+    if batch and times == 1 and draw(many(20)):
+        batch = (MANY_COLUMNS + batch[0], *batch[1:])
     return PageTable1Flattened(
         batch, times, draw(st.sampled_from((0, 1, 63, 200))), draw(st.sampled_from((0, 0, 5))), draw(spare()),
         draw(st.sampled_from((False, False, True))), draw(st.integers(0, 255)))
@@ -118,7 +127,7 @@ def cu_seqlens_q(draw, max_requests: int = 6) -> CuSeqlensQ:
     mode = draw(st.sampled_from(MODES))
     extends, times = tuple(draw(st.lists(EXTENDS, min_size=draw(batch_floor()), max_size=max_requests))), 1
     if draw(many(15)):
-        extends, times = tuple(n % 5 for n in extends[:2]), COLUMN_BLOCK + 1
+        extends, times = tuple(n % 5 for n in extends[: draw(st.sampled_from((1, 2)))]), COLUMN_BLOCK + 1
     return CuSeqlensQ(mode, extends, times, draw(st.sampled_from(WIDTHS)), draw(st.booleans()), draw(spare()))
 
 

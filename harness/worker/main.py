@@ -16,7 +16,7 @@ import types
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-OWN_FAULT = 70
+OWN_FAULT, UNLOADABLE = 70, 71
 
 
 def _load():
@@ -96,6 +96,7 @@ def _serve(messages, control: socket.socket, runner) -> None:
             pid = os.fork()
             if pid == 0:
                 control.close()
+                _hold(request, runner)
                 _child(messages, socket.socket(fileno=descriptors[0]), runner)
             os.close(descriptors[0])
             children.add(pid)
@@ -110,6 +111,21 @@ def _serve(messages, control: socket.socket, runner) -> None:
             for pid in children:
                 os.kill(pid, signal.SIGKILL)
             return
+
+
+def _hold(request: dict, runner) -> None:
+    """In a child: hold another subject than the parent, if the suite asks for one."""
+    if "subject" not in request:
+        return
+    try:
+        sys.path[:0] = request["paths"]
+        runner.subject = type(runner.subject)(request["subject"], Path(request["root"]))
+        for family in request["families"]:
+            runner.subject.module(family)
+    except BaseException:  # whatever a mutant raises at import
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(UNLOADABLE)
 
 
 def _child(messages, channel: socket.socket, runner) -> None:

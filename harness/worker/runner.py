@@ -8,6 +8,7 @@ import traceback
 import torch
 
 from .counting import counted
+from .lines import lines
 from .subject import Subject
 
 
@@ -63,6 +64,8 @@ class Runner:
             if header.get("count"):
                 returned, reply["cost"] = counted(self.memory, lambda: function(**arguments),
                                                    header["count"] == "waiting")
+            elif header.get("lines_of"):
+                returned, reply["lines"] = lines(header["lines_of"], lambda: function(**arguments))
             elif mode == "plain":
                 returned = function(**arguments)
             else:

@@ -17,17 +17,19 @@ class SubjectError(Exception):
 class Subject:
     """The functions of one subject, looked up by contract.
 
-    A built-in subject is a folder with one module per family; any other is a Python file or an importable module.
+    A built-in subject is a folder with one module per family, and any folder may be one; any other is a Python file or an
+    importable module.
     """
 
     def __init__(self, spec: str, root: Path):
         self.spec = spec
-        self._folder = root / "kernels" / BUILT_IN[spec] if spec in BUILT_IN else None
+        self._folder = root / "kernels" / BUILT_IN[spec] if spec in BUILT_IN else Path(spec) if Path(spec).is_dir() else None
+        self._name = f"plumbline_{spec if spec in BUILT_IN else Path(spec).name}"
         self._modules: dict[str, types.ModuleType | None] = {}
         if self._folder is None:
             self._modules["*"] = _user_module(spec, root)
         else:
-            _package(f"plumbline_{spec}", self._folder)
+            _package(self._name, self._folder)
 
     def module(self, family: str) -> types.ModuleType | None:
         """The module that would hold a family's functions, or None if the subject has none."""
@@ -35,7 +37,7 @@ class Subject:
             return self._modules["*"]
         if family not in self._modules:
             path = self._folder / f"{family}.py"
-            self._modules[family] = importlib.import_module(f"plumbline_{self.spec}.{family}") if path.exists() else None
+            self._modules[family] = importlib.import_module(f"{self._name}.{family}") if path.exists() else None
         return self._modules[family]
 
     def function(self, family: str, name: str):
