@@ -313,6 +313,9 @@ class Lanes:
     def close(self) -> None:
         for process in self._processes:
             process.terminate()
+        for process in self._processes:
+            process.join(3)
+            process.kill()  # its workers end with it: their sockets close
             process.join()
 
 
