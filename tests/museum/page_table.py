@@ -119,7 +119,7 @@ def _page_groups(table, out, table_row, table_step, out_row, out_step, columns, 
     for block in range(0, columns, GROUP * page_size):
         column = block + tl.arange(0, GROUP) * page_size
         there = column < (columns if BOUNDED else column + 1)
-        slot = tl.load(table + row * table_row + column * table_step, mask=there, other=0)
+        slot = tl.load(table + row * table_row + column * table_step, mask=there, other=0).to(tl.int64)
         page = tl.where(slot < 0, -((page_size - 1 - slot) // page_size), slot // page_size)
         tl.store(out + row * out_row + column // page_size * out_step, page, mask=column < columns)
 
