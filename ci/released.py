@@ -5,7 +5,10 @@ not be checked.
 """
 
 import argparse
+import ast
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.client import ROOT, shown_path
+from kernels.sglang._upstream import definitions
 
 SUBJECT = "sglang"
 JUDGEMENTS = ROOT / "kernels" / SUBJECT / "judgements.toml"
@@ -32,16 +36,15 @@ class Release:
     version: str
     verdicts: dict[str, str]
     findings: dict[Cause, dict]
-    seconds: float
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("ci/releases", description=__doc__.splitlines()[0])
     parser.add_argument("release", nargs="+", type=Path, help="a wheel, or a folder that one was unpacked or installed in")
     parser.add_argument("--profile", default="quick", help="how much to try (default: quick)")
-    parser.add_argument("-k", dest="only", default="", help="only tests that match, as in pytest")
-    parser.add_argument("-j", dest="jobs", type=int, default=1, help="versions at a time")
-    parser.add_argument("-n", dest="workers", default="auto", help="test processes for each")
+    parser.add_argument("-k", dest="only", default="", help="only families whose name has this in it")
+    parser.add_argument("-n", dest="jobs", type=int, default=os.cpu_count(), help="families at a time (default: one a core)")
+    parser.add_argument("--outside", action="store_true", help="also what kernels do outside their contracts (twice the time)")
     parser.add_argument("--report", type=Path, default=ROOT / "report" / "releases", help="a folder for each version's report")
     parser.add_argument("--from-report", action="store_true", help="write the page from reports that are there; run nothing")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (default: docs/releases.md)")
@@ -51,20 +54,19 @@ def arguments() -> argparse.ArgumentParser:
 def main(given: list[str] | None = None) -> int:
     options = arguments().parse_args(given)
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [_folder(path, Path(scratch)) for path in options.release]
-        versions = [_version(folder) for folder in folders]
-        for path, version in zip(options.release, versions):
-            if not version:
-                print(f"ci/releases: {path} holds no {SUBJECT}-VERSION.dist-info; give a wheel, or its unpacked folder")
-                return 2
+        folders = {_version(folder): folder for folder in (_folder(path, Path(scratch)) for path in options.release)}
+        if "" in folders:
+            print(f"ci/releases: {folders['']} holds no {SUBJECT}-VERSION.dist-info; give a wheel, or its unpacked folder")
+            return 2
+        jobs = _jobs(dict(sorted(folders.items(), key=lambda item: _order(item[0]))), options.only)
         if not options.from_report:
             with ThreadPoolExecutor(options.jobs) as pool:
-                statuses = list(pool.map(lambda pair: _check(*pair, options), zip(folders, versions)))
-            failed = [v for v, status in zip(versions, statuses) if status not in (0, 1)]
+                statuses = list(pool.map(lambda job: _check(folders[job.versions[-1]], job, options), jobs))
+            failed = [f"{job.family} of {job.versions[-1]}" for job, status in zip(jobs, statuses) if status not in (0, 1)]
             if failed:
                 print(f"ci/releases: no verdict on {', '.join(failed)}; the logs are in {options.report}")
                 return 2
-    releases = [_release(options.report, v) for v in sorted(versions, key=_order)]
+    releases = [_release(options.report, v, jobs) for v in sorted(folders, key=_order)]
     judgements = load(JUDGEMENTS)
     options.page.write_text(page(releases, judgements, options.profile))
     unjudged = sorted({cause for r in releases for cause in r.findings if judgement(cause, judgements) is None})
@@ -96,25 +98,93 @@ def _order(version: str) -> list[int]:
     return [int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")]
 
 
-def _check(folder: Path, version: str, options) -> int:
-    """pytest's status on the gate's lanes of one version."""
-    report = (options.report / version).resolve()
+@dataclass(frozen=True)
+class Job:
+    """A family's lanes on versions whose kernels are the same text: the last of them is run."""
+
+    family: str
+    versions: tuple[str, ...]
+
+
+def _jobs(folders: dict[str, Path], only: str) -> list[Job]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for adapter in sorted((ROOT / "kernels" / SUBJECT).glob("[a-z]*.py")):
+        for version, folder in folders.items():
+            if only in adapter.stem:
+                groups.setdefault((adapter.stem, fingerprint(adapter, folder / SUBJECT)), []).append(version)
+    return [Job(family, tuple(versions)) for (family, text), versions in groups.items() if text]
+
+
+def fingerprint(adapter: Path, package: Path) -> str:
+    """A hash of all that an adapter takes from a version, or '' where it takes nothing: every string in it that names a
+    function of the version, or a file, of which it then takes the functions that it names."""
+    text = adapter.read_text()
+    strings = {n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    homes = definitions(package)
+    taken = []
+    for name in sorted(strings):
+        if name.endswith(".py") and (package / name).is_file():
+            taken += _named(strings, ast.parse((package / name).read_text()))
+        elif name in homes:
+            file = (package / homes[name]).read_text()
+            if f'home("{name}")' in text:
+                taken.append(file)
+            elif name.startswith("_") or f'_of("{name}")' in text or _is_kernel(name, ast.parse(file)):
+                taken += _with_helpers(name, ast.parse(file))
+    return hashlib.sha256("".join(taken).encode()).hexdigest() if taken else ""
+
+
+def _named(names: set[str], file: ast.Module) -> list[str]:
+    """The text of functions and methods; where several classes have a method of that name, which classes."""
+    found = defaultdict(list)
+    for outer in ast.walk(file):
+        for node in getattr(outer, "body", []) if isinstance(outer, (ast.Module, ast.ClassDef)) else []:
+            if isinstance(node, ast.FunctionDef) and node.name in names:
+                found[node.name].append((getattr(outer, "name", ""), ast.unparse(node)))
+    return [same[0][1] if len(same) == 1 else repr([name for name, _ in same]) for same in found.values()]
+
+
+def _is_kernel(name: str, file: ast.Module) -> bool:
+    return any(isinstance(node, ast.FunctionDef) and node.name == name and "triton.jit" in map(ast.unparse, node.decorator_list)
+               for node in file.body)
+
+
+def _with_helpers(name: str, file: ast.Module) -> list[str]:
+    """A function and what it calls in the same file."""
+    functions = {node.name: node for node in ast.walk(file) if isinstance(node, ast.FunctionDef)}
+    wanted, texts = [name], []
+    for wanted_name in wanted:
+        texts.append(ast.unparse(functions[wanted_name]))
+        called = {n.id for n in ast.walk(functions[wanted_name]) if isinstance(n, ast.Name)}
+        wanted += sorted(n for n in called if n in functions and n not in wanted)
+    return texts
+
+
+def _check(folder: Path, job: Job, options) -> int:
+    """pytest's status on the gate's lanes of one family of one version."""
+    report = (options.report / job.versions[-1] / job.family).resolve()
     report.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gate", "tests", "--device=cpu",
-               f"--subject={SUBJECT}", f"--subject-path={folder}", f"--profile={options.profile}", f"--report={report}"]
-    command += ["-n", options.workers] if options.workers != "0" else []
-    command += ["-k", options.only] if options.only else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gate", f"tests/test_{job.family}.py",
+               "--device=cpu", f"--subject={SUBJECT}", f"--subject-path={folder}", f"--profile={options.profile}",
+               f"--report={report}", *([] if options.outside else ["-k", "not outside"])]
     with (report / "log.txt").open("w") as log:
         status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
-    print(f"{version}: {({0: 'clean', 1: 'findings'}).get(status, f'no verdict (pytest: {status})')}", flush=True)
+    what = {0: "clean", 1: "findings"}.get(status, f"no verdict (pytest: {status})")
+    print(f"{job.family} of {', '.join(job.versions)}: {what}", flush=True)
     return status
 
 
-def _release(report: Path, version: str) -> Release:
-    rows = json.loads((report / version / "verdicts.json").read_text())
-    findings = json.loads((report / version / "findings.json").read_text())
-    return Release(version, {r["transform"]: r["verdict"] for r in rows if r["verdict"] != "NOT PROVIDED"},
-                   {(f["transform"], f["check"], f["buffer"]): f for f in findings}, sum(r["seconds"] for r in rows))
+def _release(report: Path, version: str, jobs: list[Job]) -> Release:
+    """What the families' jobs that stand for a version found."""
+    verdicts, findings = {}, {}
+    for job in jobs:
+        folder = report / job.versions[-1] / job.family
+        if version in job.versions:
+            rows = json.loads((folder / "verdicts.json").read_text())
+            verdicts |= {r["transform"]: r["verdict"] for r in rows if r["verdict"] != "NOT PROVIDED"}
+            found = json.loads((folder / "findings.json").read_text())
+            findings |= {(f["transform"], f["check"], f["buffer"]): f for f in found if f["check"] != "unchecked"}
+    return Release(version, verdicts, findings)
 
 
 # -- judgements ---------------------------------------------------------------------------------------------------------
@@ -155,7 +225,7 @@ def page(releases: list[Release], judgements: list[dict], profile: str) -> str:
     numbers = _numbers(releases, judgements)
     lines = ["# Released versions of SGLang under the suite", "",
              f"Written by `ci/releases --profile {profile}`. A dot is PASS; a number is a finding below; empty: this version "
-             "has no kernel for the transform.", "",
+             "has no kernel for the transform. Versions whose kernels of a family are the same text are run once.", "",
              "| transform | " + " | ".join(r.version for r in releases) + " |", "| --- |" + " :-: |" * len(releases)]
     for t in transforms:
         cells = [_cell(r, t, numbers) for r in releases]

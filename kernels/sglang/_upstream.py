@@ -56,11 +56,12 @@ def file_of(name: str) -> str | None:
 
     Kernels moved between files from version to version, hardly ever changing their names."""
     folder = root()
-    return _definitions(folder).get(name) if folder else None
+    return definitions(folder).get(name) if folder else None
 
 
 @functools.cache
-def _definitions(folder: Path) -> dict[str, str]:
+def definitions(folder: Path) -> dict[str, str]:
+    """Where each function of a package is defined: name -> file, relative to the package."""
     found: dict[str, str] = {}
     for home in HOMES:
         for path in sorted((folder / home).rglob("*.py")):

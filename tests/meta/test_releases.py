@@ -21,12 +21,15 @@ says = "The page offset wraps."
 def lane(monkeypatch, tmp_path):
     """`lane(judgements, versions)`: reports as runs leave them, folders of versions, and `ci/releases` over them."""
 
-    def run(judgements, versions, *options):
+    def run(judgements, versions, *options, apart=True):
         folders = []
         for version, (verdict, findings) in versions.items():
             folder = tmp_path / f"unpacked-{version}"
             (folder / f"sglang-{version}.dist-info").mkdir(parents=True)
-            report = tmp_path / "report" / version
+            kernels = folder / "sglang" / "kernels" / "ops" / "cache.py"
+            kernels.parent.mkdir(parents=True)
+            kernels.write_text(f"@triton.jit\ndef _get_k_triton_kernel():\n    'as in {version if apart else 'all'}'\n")
+            report = tmp_path / "report" / version / "index_cache"
             report.mkdir(parents=True)
             row = {"transform": "get_k", "verdict": verdict, "seconds": 1.0}
             (report / "verdicts.json").write_text(json.dumps([row, {**row, "transform": "get_s", "verdict": "NOT PROVIDED"}]))
@@ -79,10 +82,30 @@ def test_a_folder_without_a_version_is_an_error_of_use(tmp_path, capsys):
 
 
 def test_a_version_without_a_verdict_is_an_error(lane, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(released, "_check", lambda folder, version, options: 3)
+    monkeypatch.setattr(released, "_check", lambda folder, job, options: 3)
     wheel = tmp_path / "sglang-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("sglang-1.0.dist-info/METADATA", "Version: 1.0")
         archive.writestr("sglang/native.so", "not needed")
+        archive.writestr("sglang/kernels/ops/cache.py", "@triton.jit\ndef _get_k_triton_kernel():\n    pass\n")
     assert released.main([str(wheel), "--report", str(tmp_path)]) == 2
-    assert "no verdict on 1.0" in capsys.readouterr().out
+    assert "no verdict on index_cache of 1.0" in capsys.readouterr().out
+
+
+def test_versions_with_the_same_kernels_are_run_once(lane):
+    """The newest stands for all of them; its findings are theirs."""
+    status, page = lane(JUDGED, {"0.5.9": ("PASS", []), "0.5.10": ("DEFECT", [finding()])}, apart=False)
+    assert status == 0 and "| `get_k` | 1 | 1 |" in page
+
+
+def test_a_changed_helper_is_another_kernel(tmp_path):
+    adapter, package = tmp_path / "adapter.py", tmp_path / "sglang"
+    adapter.write_text('kernel("_kernel")\n')
+    (package / "kernels" / "ops").mkdir(parents=True)
+    prints = []
+    for helper in ("a", "b"):
+        file = package / "kernels" / "ops" / "some.py"
+        file.write_text(f"@triton.jit\ndef _help():\n    {helper}\n\n@triton.jit\ndef _kernel():\n    _help()\n")
+        released.definitions.cache_clear()
+        prints.append(released.fingerprint(adapter, package))
+    assert len(set(prints)) == 2 and all(prints)
