@@ -661,6 +661,13 @@ TOPK_RAGGED_CHUNKED = Contract(
     upstream_names=("_get_topk_ragged", "fast_topk_transform_ragged_fused"),
 )
 
+def _strayed(case: TopkPagedChunked) -> tuple[TopkPagedChunked, ...]:
+    """Every row number past the table, and every one in front of it."""
+    owners = [case.owner(r.request) for r in case.rows]
+    strays = (len(case.requests) - min(owners), -1 - max(owners)) if owners else ()
+    return tuple(replace(case, stray=s) for s in strays)
+
+
 TOPK_PAGED_CHUNKED = Contract(
     name="topk_paged_chunked",
     family="mqa_logits",
@@ -678,7 +685,7 @@ TOPK_PAGED_CHUNKED = Contract(
     preconditions=(
         _INSIDE_LOGITS,
         Precondition("requests exist", "0 <= token_to_batch_idx < page_table_1.shape[0]", "page_table_1[batch_idx]: a gather",
-                     lambda c: tuple(replace(c, stray=s) for s in (1, len(c.requests) + 2, -1) if c.rows)),
+                     _strayed),
         Precondition("the page table covers every row", "lengths <= page_table_1.shape[1]",
                      "fast_topk_transform_fused: unchecked", _narrow_table),
     ),
