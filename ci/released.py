@@ -44,7 +44,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("ci/releases", description=__doc__.splitlines()[0])
     parser.add_argument("release", nargs="+", type=Path, help="a wheel, or a folder that one was unpacked or installed in")
     parser.add_argument("--profile", default="quick", help="how much to try (default: quick)")
-    parser.add_argument("-k", dest="only", default="", help="only families whose name has this in it")
+    parser.add_argument("-k", dest="only", default="", help="only these families, comma-separated")
     parser.add_argument("-n", dest="jobs", type=int, default=os.cpu_count(), help="families at a time (default: one a core)")
     parser.add_argument("--outside", action="store_true", help="also what kernels do outside their contracts (twice the time)")
     parser.add_argument("--report", type=Path, default=ROOT / "report" / "releases", help="a folder for each version's report")
@@ -112,7 +112,7 @@ def _jobs(folders: dict[str, Path], only: str) -> list[Job]:
     groups: dict[tuple[str, str], list[str]] = {}
     for adapter in sorted((ROOT / "kernels" / SUBJECT).glob("[a-z]*.py")):
         for version, folder in folders.items():
-            if only in adapter.stem:
+            if not only or adapter.stem in only.split(","):
                 groups.setdefault((adapter.stem, fingerprint(adapter, folder / SUBJECT)), []).append(version)
     return [Job(family, tuple(versions)) for (family, text), versions in groups.items() if text]
 
