@@ -16,6 +16,8 @@ _after_decode = _upstream.kernel("create_extend_after_decode_spec_info")
 _draft = _upstream.kernel("assign_draft_cache_locs")
 _contiguous = _upstream.kernel("assign_draft_cache_locs_contiguous")
 _contiguous_old = _upstream.kernel("assign_draft_cache_locs_page_size_1")
+_WRITES_POSITIONS = _contiguous is not None and "positions" in _contiguous.arg_names
+_WRITES_POSITIONS_OUT = _uniform is not None and "positions_out" in _uniform.arg_names
 if _draft and "duplicate_cache_len" not in _draft.arg_names:
     _draft = None  # before 0.5.6 it neither compacts nor lists what to copy: another transform
 
@@ -37,8 +39,9 @@ def _assign_extend_cache_locs(*, req_pool_indices, req_to_token, start_offset, e
 
 def _assign_extend_cache_locs_uniform(*, req_pool_indices, req_to_token, start_offset, out_cache_loc, positions_out, bs,
                                       draft_token_num):
+    written = {"positions_out": positions_out} if _WRITES_POSITIONS_OUT else {}
     _uniform[(bs,)](req_pool_indices, req_to_token, start_offset, out_cache_loc, req_to_token.stride(0), draft_token_num,
-                    positions_out=positions_out)
+                    **written)
 
 
 def _create_extend_after_decode_spec_info(*, accept_tokens, seq_lens, accept_lens, positions, bonus_tokens, bs, num_steps):
@@ -55,8 +58,9 @@ def _assign_draft_cache_locs(*, req_pool_indices, req_to_token, seq_lens, extend
 
 def _assign_draft_cache_locs_contiguous(*, req_pool_indices, req_to_token, seq_lens, out_cache_loc, positions, bs, topk,
                                         num_steps):
-    if _contiguous is None:
-        _contiguous_old[(bs,)](req_pool_indices, req_to_token, seq_lens, out_cache_loc, req_to_token.stride(0), topk, num_steps)
+    if not _WRITES_POSITIONS:
+        kernel = _contiguous or _contiguous_old
+        kernel[(bs,)](req_pool_indices, req_to_token, seq_lens, out_cache_loc, req_to_token.stride(0), topk, num_steps)
     else:
         _contiguous[(bs,)](req_pool_indices, req_to_token, seq_lens, out_cache_loc, req_to_token.stride(0), topk, num_steps,
                            positions=positions, BS=bs, WRITE_POSITIONS=positions is not None)
@@ -80,7 +84,9 @@ def supports(case):
         if max(r["accept_len"] for r in fields["requests"]) > lanes:
             return "at most bs_upper accepted tokens (next_power_of_2(max(speculative_num_steps + 1, bs)) lanes)"
         return True
-    if name == "assign_draft_cache_locs_contiguous" and fields["with_positions"] and _contiguous is None:
+    if name == "assign_draft_cache_locs_contiguous" and fields["with_positions"] and not _WRITES_POSITIONS:
+        return "no positions (the kernel of this version has none)"
+    if name == "assign_extend_cache_locs_uniform" and fields["positions"] and not _WRITES_POSITIONS_OUT:
         return "no positions (the kernel of this version has none)"
     if places.get("positions_out", {}).get("kind") == "pitched":
         return "contiguous positions_out (\"[batch, draft_token_num]\", and its pitch is not passed)"

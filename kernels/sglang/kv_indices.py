@@ -72,6 +72,7 @@ def _draft_decode_slices(*, seq_lens, seq_lens_sum, topk, num_steps, row_width):
                             req_to_token_pool=SimpleNamespace(req_to_token=None))
     source = SimpleNamespace(row_ids=None, ids=None, row_stride=0, entry_page_size=1, v2p=None)
     backend = SimpleNamespace(topk=topk, speculative_num_steps=num_steps, page_size=1, pool_len=0,
+                              req_to_token_pool=batch.req_to_token_pool,
                               generate_draft_decode_kv_indices=_NoKernel(),
                               kv_index_translator=SimpleNamespace(read_source=lambda *_, **__: source),
                               kv_indptr=torch.empty((num_steps, branches + 1), device="meta"))
