@@ -5,11 +5,14 @@ an expanded row of the table; newer ones (dsa/transform_index) a second for any 
 The selections are CUDA (sgl-kernel and JIT), out of reach here.
 """
 
+import inspect
+
 from . import _upstream
 
 VERSION = _upstream.version()
 _home = _upstream.home("transform_index_page_table_decode_fast")
-_new = _home if hasattr(_home, "transform_index_page_table_decode") else None
+# Older trees have wrappers of these names too, which only pass keywords on.
+_new = _home if _home and "page_table" in inspect.signature(_home.transform_index_page_table_decode).parameters else None
 _old = None if _new else _home
 
 _CUDA_ONLY = ("fast_topk", "fast_topk_transform_paged", "fast_topk_transform_ragged", "topk_transform_v2")
