@@ -9,6 +9,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -71,7 +72,7 @@ def main(given: list[str] | None = None) -> int:
     releases = [_release(options.report, v, jobs) for v in sorted(folders, key=_order)]
     judgements = load(JUDGEMENTS)
     options.page.write_text(page(releases, judgements, options.profile))
-    unjudged = sorted({cause for r in releases for cause in r.findings if judgement(cause, judgements) is None})
+    unjudged = sorted({cause for r in releases for cause in r.findings if judgement(cause, r.version, judgements) is None})
     for cause in unjudged:
         print(f"ci/releases: no judgement on {', '.join(cause)}; {shown_path(JUDGEMENTS)} says how to add one")
     print(f"{options.page}: {len(releases)} versions, {len({c for r in releases for c in r.findings})} findings")
@@ -210,12 +211,12 @@ def load(path: Path) -> list[dict]:
     return entries
 
 
-def judgement(cause: Cause, judgements: list[dict]) -> int | None:
-    """Which judgement a finding falls under: the first that names its transform and, by `check: buffer`, the finding."""
+def judgement(cause: Cause, version: str, judgements: list[dict]) -> int | None:
+    """Which judgement a finding falls under: the first that names its transform, `check: buffer` and version."""
     transform, check, buffer = cause
     name = f"{check}: {buffer}"
     return next((i for i, j in enumerate(judgements) if transform == j["transform"]
-                 and any(name.startswith(f) for f in j["findings"])), None)
+                 and _order(j.get("since", "0")) <= _order(version) and any(name.startswith(f) for f in j["findings"])), None)
 
 
 # -- the page -----------------------------------------------------------------------------------------------------------
@@ -233,43 +234,40 @@ def page(releases: list[Release], judgements: list[dict], profile: str) -> str:
         cells = [_cell(r, t, numbers) for r in releases]
         lines.append(f"| `{t}` | " + " | ".join(cells) + " |")
     lines += ["", "## Findings", ""]
-    for cause, number in sorted(numbers.items(), key=lambda item: item[1]):
-        if number not in {n for c, n in numbers.items() if c < cause}:
-            lines += _finding(number, [c for c, n in numbers.items() if n == number], releases, judgements)
+    for number in sorted(set(numbers.values())):
+        lines += _finding(number, [where for where, n in numbers.items() if n == number], releases, judgements)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _numbers(releases: list[Release], judgements: list[dict]) -> dict[Cause, int]:
-    """Findings under one judgement share a number."""
+def _numbers(releases: list[Release], judgements: list[dict]) -> dict[tuple[Cause, str], int]:
+    """A number for every finding of every version; findings under one judgement share it."""
     groups: dict[object, int] = {}
     numbers = {}
-    for cause in sorted({c for r in releases for c in r.findings}):
-        which = judgement(cause, judgements)
-        numbers[cause] = groups.setdefault(cause if which is None else which, len(groups) + 1)
+    for cause, version in sorted((c, r.version) for r in releases for c in r.findings):
+        which = judgement(cause, version, judgements)
+        numbers[cause, version] = groups.setdefault(cause if which is None else which, len(groups) + 1)
     return numbers
 
 
-def _cell(release: Release, transform: str, numbers: dict[Cause, int]) -> str:
-    found = sorted({numbers[c] for c in release.findings if c[0] == transform})
+def _cell(release: Release, transform: str, numbers: dict[tuple[Cause, str], int]) -> str:
+    found = sorted({numbers[c, release.version] for c in release.findings if c[0] == transform})
     return ", ".join(map(str, found)) or ("·" if release.verdicts.get(transform) in ("PASS", "UNCHECKED PRECONDITION") else "")
 
 
-def _finding(number: int, causes: list[Cause], releases: list[Release], judgements: list[dict]) -> list[str]:
+def _finding(number: int, places: list[tuple[Cause, str]], releases: list[Release], judgements: list[dict]) -> list[str]:
     """One finding: what it is, in which versions, whose contract it breaks, and its smallest case."""
-    which = judgement(causes[0], judgements)
-    by_version = defaultdict(list)
-    for r in releases:
-        for cause in causes:
-            if cause in r.findings:
-                by_version[r.version].append(r.findings[cause])
-    affected = list(by_version)
-    shortest = min((f for found in by_version.values() for f in found), key=lambda f: (len(f["case"]), f["case"]))
+    which = judgement(*places[0], judgements)
+    found = [r.findings[cause] for r in releases for cause, version in places if version == r.version]
+    affected = [r.version for r in releases if r.version in {version for _, version in places}]
+    shortest = min(found, key=lambda f: (len(f["case"]), f["case"]))
     entry = judgements[which] if which is not None else {"kind": "not judged", "says": shortest["sentence"]}
-    clean = [r.version for r in releases if causes[0][0] in r.verdicts and r.version not in affected]
-    lines = [f"### {number}. `{causes[0][0]}`: {entry['kind']}" + (f" ({entry['issue']})" if entry.get("issue") else ""), "",
+    transform = places[0][0][0]
+    clean = [r.version for r in releases if r.verdicts.get(transform) == "PASS"]
+    lines = [f"### {number}. `{transform}`: {entry['kind']}" + (f" ({entry['issue']})" if entry.get("issue") else ""), "",
              entry["says"], "", f"- versions {', '.join(affected)}" + (f"; not in {', '.join(clean)}" if clean else "")]
     lines += [f"- contract: {entry['contract']}"] if entry.get("contract") else []
-    lines += [f"- {shortest['check']} ({shortest['buffer']}): {shortest['sentence']}", f"- case `{shortest['case']}`"]
+    sentence = re.sub(rf"/\S*?/({SUBJECT}/)", r"\1", shortest["sentence"])  # a file of the release, wherever it was unpacked
+    lines += [f"- {shortest['check']} ({shortest['buffer']}): {sentence}", f"- case `{shortest['case']}`"]
     lines += [f"- layout `{shortest['layout']}`"] if shortest.get("layout") else []
     return [*lines, ""]
 

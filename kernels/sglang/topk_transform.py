@@ -10,7 +10,7 @@ import inspect
 from . import _upstream
 
 VERSION = _upstream.version()
-_home = _upstream.home("transform_index_page_table_decode_fast")
+_home = _upstream.home("transform_index_page_table_decode")
 # Older trees have wrappers of these names too, which only pass keywords on.
 _new = _home if _home and "page_table" in inspect.signature(_home.transform_index_page_table_decode).parameters else None
 _old = None if _new else _home
