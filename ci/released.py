@@ -71,7 +71,7 @@ def main(given: list[str] | None = None) -> int:
                 return 2
     releases = [_release(options.report, v, jobs) for v in sorted(folders, key=_order)]
     judgements = load(JUDGEMENTS)
-    options.page.write_text(page(releases, judgements, options.profile))
+    options.page.write_text(page(releases, judgements, options.profile, sorted({job.family for job in jobs})))
     unjudged = sorted({cause for r in releases for cause in r.findings if judgement(cause, r.version, judgements) is None})
     for cause in unjudged:
         print(f"ci/releases: no judgement on {', '.join(cause)}; {shown_path(JUDGEMENTS)} says how to add one")
@@ -222,13 +222,14 @@ def judgement(cause: Cause, version: str, judgements: list[dict]) -> int | None:
 # -- the page -----------------------------------------------------------------------------------------------------------
 
 
-def page(releases: list[Release], judgements: list[dict], profile: str) -> str:
+def page(releases: list[Release], judgements: list[dict], profile: str, families: list[str]) -> str:
     """The table and the findings, as Markdown."""
     transforms = sorted({t for r in releases for t in r.verdicts})
     numbers = _numbers(releases, judgements)
     lines = ["# Released versions of SGLang under the suite", "",
              f"Written by `ci/releases --profile {profile}`. A dot is PASS; a number is a finding below; empty: this version "
-             "has no kernel for the transform. Versions whose kernels of a family are the same text are run once.", "",
+             "has no kernel for the transform. Versions whose kernels of a family are the same text are run once. "
+             f"Families: {', '.join(families)}.", "",
              "| transform | " + " | ".join(r.version for r in releases) + " |", "| --- |" + " :-: |" * len(releases)]
     for t in transforms:
         cells = [_cell(r, t, numbers) for r in releases]
