@@ -19,10 +19,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
 
 from harness import casefile, registry
 from harness.campaign import PROFILES
 from harness.client import Fault, InfraError, UsageError, Worker, WorkerOptions
+from harness.contract import Contract
 from harness.differential import Example, check, harm
 from harness.findings import Found
 from harness.generation import Enough, fresh_examples
@@ -30,9 +32,7 @@ from harness.mutants import Mutant, mutants
 from strategies import domain
 
 GATE = PROFILES["gate"].counted  # examples per transform inside the contract
-MOST_DRAWN = 2000  # Hypothesis draws other examples where it is asked for another number of them
 OUTSIDE = 8  # for so many examples inside the contract, one that breaks each precondition
-ENOUGH = 30  # examples of a transform, after which it is known whether it calls a function at all
 MOST_RAISED = 30  # a mutant that raises on so many examples, and returns on none, is incompetent
 HANG = 3  # a call is a hang when it takes so many times as long as the slowest example, and two seconds
 
@@ -168,29 +168,26 @@ class Lane:
         return [n for n, d in self._original.describe.items() if d["provided"]]
 
     def probes(self, target: Target, lines: frozenset[int], transform: str, first: int, count: int) -> list[Probe]:
-        """Examples `first` to `count` of a transform that execute one of the lines, inside the contract and beside it; none if
-        the first few do not."""
-        each = 1 + sum(p.broken is not None for p in registry.contracts()[transform].preconditions)
+        """Examples `first` to `count` of a transform that execute one of the lines, inside the contract and beside it."""
         wanted = [Name(transform, INSIDE, n) for n in range(first, count)]
         if target.ours:
-            wanted += [Name(transform, BESIDE, n) for n in range(each * first // OUTSIDE, each * count // OUTSIDE)]
-        return self._traced(target, lines, wanted, {}, ENOUGH)
+            each = sum(p.broken is not None for p in registry.contracts()[transform].preconditions)
+            beside = (min(each * n // OUTSIDE, max(n, GATE)) for n in (first, count))
+            wanted += [Name(transform, BESIDE, n) for n in range(*beside)]
+        return self._traced(target, lines, wanted, {})
 
     def killers(self, target: Target, lines: frozenset[int], transform: str, kills: dict[Name, int]) -> list[Probe]:
         """The named examples of a transform, those that execute one of the lines."""
-        return self._traced(target, lines, list(kills), kills, len(kills))
+        return self._traced(target, lines, list(kills), kills)
 
-    def _traced(self, target: Target, lines: frozenset[int], wanted: list[Name], kills: dict[Name, int],
-                enough: int) -> list[Probe]:
+    def _traced(self, target: Target, lines: frozenset[int], wanted: list[Name], kills: dict[Name, int]) -> list[Probe]:
         """Run the examples on the file as it is, to see which lines they execute.
 
         A finding of ours on a file as it is would make every mutant of it look killed, so it is an error; of another
         subject the example is left out.
         """
         found = []
-        for tried, (name, example) in enumerate(_examples(wanted)):
-            if tried == enough and not found:
-                break
+        for name, example in _examples(wanted):
             if self._declined(example):
                 continue
             worker = _Tracing(self._original, target.file)
@@ -255,20 +252,23 @@ def _kill(result: Result, mutant: Mutant, probe: Probe, found: Found) -> None:
 
 
 def _examples(wanted: list[Name]) -> Iterator[tuple[Name, Example]]:
-    """The named examples of one transform; of those beside the contract only what breaks it, as the others are ordinary."""
-    for side, strategy in ((INSIDE, domain.of), (BESIDE, domain.outside)):
+    """The named examples of one transform; beside the contract only what breaks it, as the others there are ordinary."""
+    for side, strategy in ((INSIDE, domain.of), (BESIDE, _broken)):
         names = [n for n in wanted if n.side == side]
         if names:
             examples = drawn(strategy(registry.contracts()[names[0].transform]), max(n.number for n in names) + 1)
-            yield from ((n, examples[n.number]) for n in names if n.number < len(examples)
-                        and (side == INSIDE or examples[n.number].outside))
+            yield from ((n, examples[n.number]) for n in names if n.number < len(examples))
+
+
+def _broken(contract: Contract) -> SearchStrategy[Example]:
+    return domain.outside(contract).filter(lambda example: example.outside)
 
 
 def drawn(strategy, count: int) -> list[Example]:
-    """The first `count` examples of a strategy, the same ones on every machine, and whatever the count."""
+    """The first `count` examples of a strategy, the same ones on every machine, and whatever the count up to a gate's."""
     examples: list[Example] = []
 
-    @settings(max_examples=max(count, MOST_DRAWN), phases=[Phase.generate], database=None, derandomize=True, deadline=None,
+    @settings(max_examples=max(count, GATE), phases=[Phase.generate], database=None, derandomize=True, deadline=None,
               suppress_health_check=list(HealthCheck))
     @given(strategy)
     def draw(example) -> None:

@@ -24,7 +24,7 @@ from harness.mutant_lanes import (GATE, INCOMPETENT, KILLED, SURVIVED, TIMEOUT, 
 from harness.mutant_ledger import KILLERS, LEDGER, Entry, killers, learn, ledger
 from harness.mutants import OPERATORS, Mutant
 
-FIRST = 100  # examples of each transform at first; a gate's worth for what survived those
+ROUNDS = (24, 96)  # examples of each transform at first, and for what survived those; a gate's worth for the rest
 LEDGER_TRIES = 5  # examples on which a mutant of the ledger is tried, unless everything is asked for
 MOST_OF_LEDGER = 0.15
 PAGE = ROOT / "docs" / "mutation.md"
@@ -127,10 +127,13 @@ def _stages(target: Target, lanes: Lanes, plan: Plan) -> Iterator[list[Probe]]:
         known = {t: {n: k for n, k in plan.killers.items() if n.transform == t} for t in transforms}
         yield [p for group in lanes.spread("killers", ((target, lines, t, k) for t, k in known.items() if k)) for p in group]
     first = 0
-    for count in sorted({min(FIRST, plan.budget), plan.budget}):
+    for count in sorted({min(n, plan.budget) for n in (*ROUNDS, plan.budget)}):
         tasks = [(target, lines, t, first, count) for t in transforms]
-        yield [p for group in lanes.spread("probes", tasks) for p in group]
+        fresh = [p for group in lanes.spread("probes", tasks) for p in group]
+        yield fresh
         first = count
+        if not target.ours:  # most transforms have nothing to do with another's file
+            transforms = [t for t in transforms if any(p.name.transform == t for p in fresh)]
 
 
 def _called(todo: list[Mutant], probes: list[Probe], score: Score) -> list[Mutant]:
@@ -227,6 +230,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--examples", type=int, default=GATE, help="of each transform, at most (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="try mutants of the ledger, too, on everything")
     parser.add_argument("--learn", action="store_true", help=f"keep the examples that killed in {KILLERS.relative_to(ROOT)}")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="leave the table where ci/gate --report DIR shows it")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--operators", action="store_true", help="print the operators as a Markdown table")
@@ -252,6 +256,8 @@ def main(given: list[str] | None = None) -> int:
         progress = _Progress(options.json)
         finished = _scores(chosen, entries, options, progress)
         progress.write(finished)
+        if options.report:
+            casefile.write(options.report / "mutants.json", [s.row() for s in progress.scores])
         if finished and options.write:
             written(section(chosen), "\n".join(table(progress.scores)))
         return _conclude(progress.scores, finished)

@@ -541,6 +541,13 @@ def _outside_columns(first_column: str):
     return broken
 
 
+def _ends_in_copies(case):
+    """A request table that ends at the last token of the last branch's copied page, in a row behind which there is nothing."""
+    alone = at_the_end(case) if case.paged() else ()
+    cut = [(c, c.branch_pages(r) * c.page_size - c.partial(r) + 1) for c in alone for r in c.requests if c.partial(r)]
+    return tuple(replace(c, table_extra=-n) for c, n in cut)
+
+
 def _pool() -> Arg:
     return _of_batch("req_pool_indices", "row of req_to_token that each request owns")
 
@@ -688,7 +695,7 @@ ASSIGN_DRAFT_CACHE_LOCS = Contract(
              Scalar("page_size", "tokens per page")),
     preconditions=(
         slots_exist("assign_draft_cache_locs: unchecked"),
-        _TOKENS_IN_TABLE,
+        replace(_TOKENS_IN_TABLE, broken=lambda c: (*_outside_columns("seq_len")(c), *_ends_in_copies(c))),
         Precondition("derived inputs agree",
                      "extend_lens, num_new_pages_per_topk and last_page_lens_cumsum follow from seq_lens",
                      "get_last_loc_large_page_size_large_top_k computes them",
