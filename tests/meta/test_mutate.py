@@ -7,12 +7,14 @@ import pytest
 
 from harness import layout, mutate, registry
 from harness.client import UsageError
+from harness.differential import Example, check
 from harness.layout import Layout, Place
 from harness.mutant_lanes import KILLED, SURVIVED, UNREACHED, Name, Result, Setup, Target, drawn, planted
 from harness.mutant_ledger import Entry, killers, learn, ledger
 from harness.mutants import OPERATORS, mutants
 from harness.mutate import Plan, Score, run
 from oracles.page_table import GatherPageTable, Req
+from oracles.seqlens import CuSeqlens
 from strategies import domain
 
 KERNEL = """\
@@ -290,3 +292,23 @@ def test_the_windows_of_a_large_output_do_not_overlap(kind):
     ends = sorted((w.offset, w.offset + len(w.image)) for w in placed.windows if w.block == block)
     assert placed.sizes[block] > layout.DENSE_LIMIT and ends
     assert all(stop <= start for (_, stop), (start, _) in zip(ends, ends[1:]))
+
+
+class _Counting:
+    """A worker that counts the calls that reach it."""
+
+    def __init__(self, worker):
+        self._worker, self.calls = worker, 0
+        self.options, self.describe = worker.options, worker.describe
+
+    def run(self, header, blobs):
+        self.calls += 1
+        return self._worker.run(header, blobs)
+
+
+@pytest.mark.parametrize(("fault", "thorough", "calls"), [("unwritten", True, 2), ("unwritten", False, 1),
+                                                          ("honest_sum", False, 2)])
+def test_a_mutant_is_run_no_further_than_its_first_finding(fault, thorough, calls, planted):
+    worker = _Counting(planted(fault))
+    found = check(Example((CuSeqlens((3, 5)),)), worker, registry.contracts()["cu_seqlens"].rules(), thorough=thorough)
+    assert worker.calls == calls and bool(found) == (fault == "unwritten")
