@@ -70,7 +70,7 @@ MISSING = {name: reason for name in ("fused_metadata_copy", "fused_metadata_copy
 
 
 def supports(case):
-    """What the kernels take for granted: source rows as wide as the copy, destinations without a pitch, three equal backends."""
+    """What the kernels take for granted: source rows as wide as the copy, destinations without a pitch, three like backends."""
     fields, places = case["case"], case["layout"]["places"]
     if fields["more_columns"]:
         return "page indices as wide as the copy (docstring: [rows, max_len])"
