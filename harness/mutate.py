@@ -259,7 +259,7 @@ def main(given: list[str] | None = None) -> int:
         if options.report:
             casefile.write(options.report / "mutants.json", [s.row() for s in progress.scores])
         if finished and options.write:
-            written(section(chosen), "\n".join(table(progress.scores)))
+            written(section(chosen), "\n".join(table([s.row() for s in progress.scores])))
         return _conclude(progress.scores, finished)
     except (UsageError, InfraError) as error:
         print(f"ci/mutate: {error}")
@@ -327,7 +327,7 @@ class _Progress:
 
 
 def _conclude(scores: list[Score], finished: bool) -> int:
-    print("\n" + "\n".join(table(scores)))
+    print("\n" + "\n".join(table([s.row() for s in scores])))
     if not finished:
         print("ci/mutate: interrupted; the table and the report hold what was done")
         return 1
@@ -349,13 +349,12 @@ def operators() -> str:
     return "\n".join(["| operator | the bug | of | makes |", "| --- | --- | --- | --- |", *rows])
 
 
-def table(scores: list[Score]) -> list[str]:
-    """The scores as a Markdown table."""
-    if not scores:
+def table(rows: list[dict]) -> list[str]:
+    """The rows of scores, and their sum, as a Markdown table."""
+    if not rows:
         return ["nothing to mutate"]
-    rows = [s.row() for s in scores]
     if len(rows) > 1:
-        rows.append(_scored({k: "all" if k == "target" else round(sum(r[k] for r in rows), 1) for k in rows[0]}))
+        rows = [*rows, _scored({k: "all" if k == "target" else round(sum(r[k] for r in rows), 1) for k in rows[0]})]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(v) for v in r.values()] for r in rows)]
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
