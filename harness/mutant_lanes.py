@@ -32,7 +32,7 @@ from harness.mutants import Mutant, mutants
 from strategies import domain
 
 GATE = PROFILES["gate"].counted  # examples per transform inside the contract
-OUTSIDE = 8  # for so many examples inside the contract, one that breaks each precondition
+OUTSIDE = 4  # for so many examples inside the contract, one that breaks each precondition
 MOST_RAISED = 30  # a mutant that raises on so many examples, and returns on none, is incompetent
 HANG = 3  # a call is a hang when it takes so many times as long as the slowest example, and two seconds
 
