@@ -545,7 +545,7 @@ def _ends_in_copies(case):
     """A request table that ends at the last token of the last branch's copied page, in a row behind which there is nothing."""
     alone = at_the_end(case) if case.paged() else ()
     cut = [(c, c.branch_pages(r) * c.page_size - c.partial(r) + 1) for c in alone for r in c.requests if c.partial(r)]
-    return tuple(replace(c, table_extra=-n) for c, n in cut)
+    return 2 * tuple(replace(c, table_extra=-n) for c, n in cut)
 
 
 def _pool() -> Arg:
