@@ -541,11 +541,15 @@ def _outside_columns(first_column: str):
     return broken
 
 
-def _ends_in_copies(case):
-    """A request table that ends at the last token of the last branch's copied page, in a row behind which there is nothing."""
-    alone = at_the_end(case) if case.paged() else ()
-    cut = [(c, c.branch_pages(r) * c.page_size - c.partial(r) + 1) for c in alone for r in c.requests if c.partial(r)]
-    return 2 * tuple(replace(c, table_extra=-n) for c, n in cut)
+def _ends_in_last_page(case):
+    """A request table whose last row ends just before the last draft of the last branch, or the last token copied for it."""
+    ends = []
+    for alone in at_the_end(case) if case.paged() else ():
+        (r,) = alone.requests
+        behind = alone.branch_pages(r) * case.page_size - alone.partial(r) + 1  # columns from the last copied token on
+        ends += [replace(alone, table_extra=case.num_steps - behind)]
+        ends += [replace(alone, table_extra=-behind)] if alone.partial(r) else []
+    return tuple(2 * ends)
 
 
 def _pool() -> Arg:
@@ -695,7 +699,7 @@ ASSIGN_DRAFT_CACHE_LOCS = Contract(
              Scalar("page_size", "tokens per page")),
     preconditions=(
         slots_exist("assign_draft_cache_locs: unchecked"),
-        replace(_TOKENS_IN_TABLE, broken=lambda c: (*_outside_columns("seq_len")(c), *_ends_in_copies(c))),
+        replace(_TOKENS_IN_TABLE, broken=lambda c: (*_outside_columns("seq_len")(c), *_ends_in_last_page(c))),
         Precondition("derived inputs agree",
                      "extend_lens, num_new_pages_per_topk and last_page_lens_cumsum follow from seq_lens",
                      "get_last_loc_large_page_size_large_top_k computes them",
