@@ -18,6 +18,7 @@ from harness.contract import Contract
 from harness.differential import Example, check, harm
 from harness.findings import CheckOptions, Finding, Found, finding_type
 from harness.generation import Enough, fresh_examples
+from harness.kept import Kept
 
 CONFIRM, RERUNS = 4, 20
 MOST_KINDS = 6
@@ -92,6 +93,7 @@ class Campaign:
         self.contract, self.worker, self.rules, self.strategy = contract, worker, rules, strategy
         self.profile, self.options, self.folder, self.lane = profile, options, folder, lane
         self.outcome = Outcome()
+        self.last = ""  # what became of the last example: passed, failed, or looked past
         self._seen: set[str] = set()
         self._known: set[tuple[str, str]] = set()
         self._failed: tuple[Example, Found] | None = None
@@ -154,12 +156,12 @@ class Campaign:
         return test
 
     def _settings(self) -> settings:
-        # What earlier rounds reported is looked past, and Hypothesis deletes from the database what does not fail again.
+        database = self._database()
         reuse = [] if self._known else [Phase.reuse]
         shrink = [Phase.shrink] if self.profile.shrink else []
         return settings(
             max_examples=self.profile.most, derandomize=self.profile.derandomize, deadline=None,
-            phases=(Phase.explicit, *reuse, Phase.generate, *shrink), database=self._database(),
+            phases=(Phase.explicit, *reuse, Phase.generate, *shrink), database=database and Kept(database, self),
             verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=True,
         )
 
@@ -168,6 +170,7 @@ class Campaign:
 
     def _try(self, example: Example) -> None:
         """Run one example and raise its first finding that was not reported yet."""
+        self.last = ""
         spent = self.outcome.counted >= self.profile.counted and not self._known
         if self._failed is None and (spent or time.monotonic() > self._deadline):
             raise Enough
@@ -176,6 +179,7 @@ class Campaign:
         except Exception as error:  # the suite's own fault: Hypothesis must not shrink it
             raise _Abort(error) from error
         fresh = self._fresh(found, example)
+        self.last = "failed" if fresh else "looked past" if found else "passed"
         self.outcome.also |= {f.kind for f in fresh}
         if fresh:
             self._failed = (example, fresh[0])

@@ -11,7 +11,7 @@ FAR = 31.0  # log2 of the first element that a 32-bit offset does not reach
 
 def aims(example: Example) -> dict[str, float]:
     """How far an example goes: the largest element offset of any tensor (log2, at most 31), the live cells of its inputs
-    (pages, where the input is a page table; log2), and the share of their rows that is padding."""
+    (pages, where the input is a page table; log2), and the share of padding beside them."""
     tensors = {name: t for case in example.steps for name, t in tensors_of(case.arguments()).items()}
     if not tensors:
         return {}

@@ -117,12 +117,20 @@ class Journal:
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / NAME
 
-    def begin(self, state: State) -> None:
+    def vacant(self) -> None:
         """Raises:
         UsageError: the folder holds a campaign already.
         """
         if self.path.exists():
             raise UsageError(f"{shown_path(self.folder)} holds a campaign: --resume it, or name another --folder")
+
+    def begin(self, state: State) -> None:
+        """Write the plan down.
+
+        Raises:
+            UsageError: the folder holds a campaign already.
+        """
+        self.vacant()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._append({"campaign": state.campaign, "plan": state.plan.dump(), "header": state.header, "at": time.time(),
                       "missing": [[*look, why] for look, why in state.missing.items()]})

@@ -152,15 +152,17 @@ def _merge(options) -> int:
             place = options.folder / case.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(case, place)
-    return _conclude(options.folder / "report", state, 0.0)
+    return _conclude(options.folder.resolve(), state, 0.0)
 
 
 def _run(options) -> int:
     if options.redis:
         memory.connect(options.redis).close()
+    journal = Journal(options.folder.resolve())
+    if not options.resume:
+        journal.vacant()
     if options.engine == "ray":
         on_ray.join(options.ray, options.processes)
-    journal = Journal(options.folder.resolve())
     state = journal.read() if options.resume else _new(options)
     if state.plan.redis:
         memory.reachable(state.plan.redis)
@@ -171,7 +173,7 @@ def _run(options) -> int:
     shutil.rmtree(journal.folder / "work", ignore_errors=True)
     started = time.monotonic()
     _drive(Driver(journal, state, options), options)
-    return _conclude(journal.folder / "report", state, time.monotonic() - started)
+    return _conclude(journal.folder, state, time.monotonic() - started)
 
 
 def _drive(driver: Driver, options) -> None:

@@ -5,15 +5,16 @@ itself; that is written down, what was to be told is kept, and the next shard th
 """
 
 import hashlib
+import sys
 import time
 from collections import deque
 from pathlib import Path
 
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase, MultiplexedDatabase, ReadOnlyDatabase
 
-from harness.client import UsageError
+from harness.client import UsageError, shown_path
 
-NEEDS_REDIS = "--redis: the package redis is not here; pip install 'redis>=5' (the extra 'fleet')"
+NEEDS_REDIS = f"--redis: its client is not here: {shown_path(sys.executable)} -m pip install 'redis>=5' (the extra 'fleet')"
 LEASE = 900  # seconds to shrink and confirm one finding; Hypothesis itself stops shrinking after 300
 REMEMBERED = 8 * 24 * 3600  # seconds; as long as Hypothesis keeps examples there
 PAUSE = 2.0  # seconds between attempts to reach a Redis that is away
@@ -132,28 +133,6 @@ class Tolerant(ExampleDatabase):
 
     def move(self, src: bytes, dest: bytes, value: bytes) -> None:
         self._shared.tell(lambda: self._inner.move(src, dest, value))
-
-
-class Kept(ExampleDatabase):
-    """Deletes nothing that a campaign only looked past. Hypothesis deletes what does not fail again; what another shard has
-    taken to shrink does not raise when it is replayed."""
-
-    def __init__(self, inner: ExampleDatabase, campaign):
-        super().__init__()
-        self._inner, self._campaign = inner, campaign
-
-    def fetch(self, key: bytes):
-        return self._inner.fetch(key)
-
-    def save(self, key: bytes, value: bytes) -> None:
-        self._inner.save(key, value)
-
-    def delete(self, key: bytes, value: bytes) -> None:
-        if not self._campaign.looked_past:
-            self._inner.delete(key, value)
-
-    def move(self, src: bytes, dest: bytes, value: bytes) -> None:
-        self._inner.move(src, dest, value)
 
 
 def connect(url: str):

@@ -1,19 +1,21 @@
 """Tasks on Ray: one actor per core or share of a GPU, replaced when it dies, on this machine or on a cluster."""
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from harness import devices
-from harness.client import ROOT, UsageError
+from harness.client import ROOT, UsageError, shown_path
 from harness.fleet.engine import Answer, Order, answered
 from harness.fleet.plan import Plan, Task
 from harness.fleet.shard import Runner, inflight, work
 
-NEEDS_RAY = "Ray is not here: pip install 'ray>=2.40' (the extra 'fleet'), or take --engine xdist"
+NEEDS_RAY = f"Ray is not here: {shown_path(sys.executable)} -m pip install 'ray>=2.40' (the extra 'fleet'), or --engine xdist"
 TICK = 0.5  # seconds
-STAYS_HERE = ["/.*", "/failures", "/report", "**/__pycache__"]  # what a cluster's nodes need not have of the checkout
+STAYS_HERE = ["/.git", "/.venv", "/.hypothesis", "/failures", "/report"]  # what the nodes of a cluster need not have
 
 
 def load():
@@ -43,7 +45,9 @@ def join(address: str, processes: int) -> None:
         return
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if not address:
-        ray.init("local", num_cpus=processes or os.cpu_count(), num_gpus=len(devices.gpus()), include_dashboard=False, **quiet)
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        ray.init("local", num_cpus=processes or os.cpu_count(), num_gpus=len(devices.gpus()), include_dashboard=False,
+                 runtime_env={"env_vars": {"PYTHONPATH": path}}, **quiet)
         return
     try:
         ray.init(address, runtime_env={"working_dir": str(ROOT), "excludes": STAYS_HERE}, **quiet)
@@ -123,6 +127,6 @@ class OnRay:
 
 
 def _cause(error) -> str:
-    """Why an actor died, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "exit" in line.lower() or "killed" in line.lower()), lines[0])
+    """Why an actor died, in one line: how its process ended, or the error that kept it from starting."""
+    ended = re.search(r"Worker exit detail: ([^.]*\.[^.]*)\.", str(error))
+    return ended[1] if ended else str(error).strip().splitlines()[-1].strip()

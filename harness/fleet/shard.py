@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hypothesis
 from hypothesis import Phase, settings
+from hypothesis.database import ExampleDatabase
 from hypothesis.strategies import SearchStrategy
 
 from harness import casefile, devices, lanes, registry, results
@@ -20,7 +21,7 @@ from harness.client import InfraError, UsageError, Worker, WorkerOptions
 from harness.differential import Example
 from harness.findings import Found
 from harness.fleet.aim import aims
-from harness.fleet.memory import Alone, Cause, Kept, Shared
+from harness.fleet.memory import Alone, Cause, Shared
 from harness.fleet.plan import REPLAY_SHARE, Plan, Task
 from harness.generation import Enough
 from strategies import coverage, domain, sessions
@@ -83,7 +84,7 @@ class Shard(Campaign):
         self.tried: dict[str, bytearray] = {kind: bytearray() for kind in KINDS}
         self.cells: set = set()
         self.met: list[Report] = []
-        self.first, self.partial, self.looked_past = 0, False, False
+        self.first, self.partial = 0, False
         self._task, self._memory, self._until, self._aim, self._seed = task, memory, until, plan.target, seed(plan, task)
         self._hand: Example | None = None
         self._mine: set[Cause] = set()
@@ -98,19 +99,18 @@ class Shard(Campaign):
         plain = super()._settings()
         return settings(plain, phases=(*plain.phases, Phase.target)) if self._aim else plain
 
-    def _database(self) -> Kept:
-        return Kept(self._memory.database, self)
+    def _database(self) -> ExampleDatabase:
+        return self._memory.database
 
     # -- an example ----------------------------------------------------------------------------------------------------
 
     def _try(self, example: Example) -> None:
         if self._failed is None and time.monotonic() > self._until:
-            self.partial = True
+            self.partial, self.last = True, ""
             raise Enough
         if self._aim:
             for label, value in aims(example).items():
                 hypothesis.target(value, label=label)
-        self.looked_past = False
         super()._try(example)
 
     def _judge(self, example: Example) -> tuple[Example, list[Found]]:
@@ -126,9 +126,7 @@ class Shard(Campaign):
     def _fresh(self, found: list[Found], example: Example) -> list[Found]:
         if found and not self.first:
             self.first = sum(map(len, self.tried.values())) // 8
-        fresh = [f for f in super()._fresh(found, example) if self._to_report(f, example)]
-        self.looked_past = bool(found) and not fresh
-        return fresh
+        return [f for f in super()._fresh(found, example) if self._to_report(f, example)]
 
     def _to_report(self, found: Found, example: Example) -> bool:
         """Whether a finding is this shard's to shrink. One that is not is kept as it is, once: whoever has it may die."""
@@ -185,11 +183,11 @@ class Shard(Campaign):
 
 
 class Runner:
-    """A process that runs one task after another, with a worker for each subject."""
+    """Runs one task after another, with a worker for each subject; one in each process."""
 
-    def __init__(self, plan: dict, campaign: str, folder: str, number: int = 0):
-        self._plan, self._campaign, self._folder, self._number = Plan.load(plan), campaign, Path(folder), number
-        self._workers: dict[str, Worker] = {}
+    def __init__(self, plan: dict, campaign: str, folder: str, number: int = 0, workers: dict[str, Worker] | None = None):
+        self._plan, self._folder, self._number = Plan.load(plan), Path(folder), number
+        self.workers = {} if workers is None else workers
         local = Path(self._plan.database)
         self._memory = (Shared(self._plan.redis, campaign, local, self._plan.read_only) if self._plan.redis else Alone(local))
 
@@ -211,16 +209,16 @@ class Runner:
 
     def close(self, subject: str) -> None:
         """End a subject's worker; the next task starts another."""
-        if subject in self._workers:
-            self._workers.pop(subject).close()
+        if subject in self.workers:
+            self.workers.pop(subject).close()
 
     def _worker(self, subject: str) -> Worker:
-        if subject not in self._workers:
+        if subject not in self.workers:
             plan = self._plan
             options = WorkerOptions(subject, plan.device, plan.python, plan.paths, plan.run_limit,
                                     environment=devices.environment(plan.device, self._number))
-            self._workers[subject] = Worker(options, list(registry.contracts().values()))
-        return self._workers[subject]
+            self.workers[subject] = Worker(options, list(registry.contracts().values()))
+        return self.workers[subject]
 
 
 def work(folder: Path, task: Task) -> Path:
