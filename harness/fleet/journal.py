@@ -171,7 +171,7 @@ class Journal:
         for folder, found in ((CASES, line["results"]), (f"{CASES}/met", line["met"])):
             for result in found:
                 result["path"] = shown_path(self.folder / folder / Path(result["path"]).name)
-        return self._append({**line, "cases": {}})
+        return self._append({**line, "cases": {}, "at": time.time()})
 
     def died(self, task: Task, why: str, case: dict | None) -> dict:
         """Keep that a process died, or could not do its task, and the case that it had in hand."""

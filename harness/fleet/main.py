@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from harness import devices, registry
@@ -64,7 +65,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--shard-examples", type=int, default=0, help="examples of a shard (default: 200, or the profile's)")
     parser.add_argument("--seed", type=int, help="another number, other examples (default: drawn, and written down)")
     parser.add_argument("--target", action="store_true", help="climb towards far offsets, many live pages, much padding")
-    parser.add_argument("--engine", default="ray", choices=("ray", "xdist"), help="who runs the processes (default: ray)")
+    parser.add_argument("--engine", choices=("ray", "xdist"), help="who runs the processes (default: ray)")
     parser.add_argument("--ray", default="", metavar="ADDRESS", help="join a Ray: auto, or host:port (default: a local one)")
     parser.add_argument("-n", dest="processes", type=int, default=0, help="at most so many processes (default: what there is)")
     parser.add_argument("--gpu-share", type=float, default=1 / devices.WORKERS_PER_GPU,
@@ -152,6 +153,7 @@ def _merge(options) -> int:
             place = options.folder / case.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(case, place)
+    state.plan = replace(state.plan, part=(0, 1))
     return _conclude(options.folder.resolve(), state, 0.0)
 
 
@@ -159,11 +161,15 @@ def _run(options) -> int:
     if options.redis:
         memory.connect(options.redis).close()
     journal = Journal(options.folder.resolve())
-    if not options.resume:
+    state = None
+    if options.resume:
+        state = journal.read()
+    else:
         journal.vacant()
+    options.engine = options.engine or (state.plan.engine if state else "ray")
     if options.engine == "ray":
         on_ray.join(options.ray, options.processes)
-    state = journal.read() if options.resume else _new(options)
+    state = state or _new(options)
     if state.plan.redis:
         memory.reachable(state.plan.redis)
     if not options.resume:
@@ -232,7 +238,7 @@ def _new(options) -> State:
     seed = secrets.randbits(32) if options.seed is None else options.seed
     plan = Plan(looks, options.profile, shards, examples, seed, options.part, device,
                 options.gpu_share if device == "cuda" else 0.0, options.subject_python, paths, variants, options.target,
-                options.redis, options.redis_read_only, str(options.database.resolve()))
+                options.redis, options.redis_read_only, str(options.database.resolve()), options.engine)
     return State(secrets.token_hex(4), plan, _header(options, plan, versions), missing)
 
 

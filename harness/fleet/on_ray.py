@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -57,8 +58,15 @@ def join(address: str, processes: int) -> None:
 
 
 def device(wanted: str) -> str:
-    """`cpu` or `cuda`; `auto` is CUDA where Ray has GPUs."""
-    return ("cuda" if load().cluster_resources().get("GPU") else "cpu") if wanted == "auto" else wanted
+    """`cpu` or `cuda`; `auto` is CUDA where Ray has GPUs.
+
+    Raises:
+        UsageError: CUDA is wanted, and Ray has no GPU.
+    """
+    has = bool(load().cluster_resources().get("GPU"))
+    if wanted == "cuda" and not has:
+        raise UsageError("--device cuda: this Ray has no GPU")
+    return ("cuda" if has else "cpu") if wanted == "auto" else wanted
 
 
 class OnRay:
@@ -77,6 +85,7 @@ class OnRay:
             more = self._hand_out(next_order)
             if not self._flying:
                 if more:  # no core or GPU is there at the moment
+                    time.sleep(TICK)
                     yield None
                     continue
                 return

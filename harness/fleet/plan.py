@@ -54,6 +54,7 @@ class Plan:
     redis: str = ""
     read_only: bool = False
     database: str = ""
+    engine: str = "ray"
     run_limit: float = 20.0
 
     def tasks(self) -> Iterator[Task]:

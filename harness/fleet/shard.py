@@ -58,6 +58,7 @@ class Line:
     first: int = 0
     checks: str = ""
     news: list[str] = field(default_factory=list)
+    at: float = 0.0  # when it was known, in seconds of the Unix clock
 
 
 def strategy(task: Task) -> SearchStrategy[Example]:
