@@ -15,7 +15,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase, 
 from harness.client import UsageError, shown_path
 
 NEEDS_REDIS = f"--redis: its client is not here: {shown_path(sys.executable)} -m pip install 'redis>=5' (the extra 'fleet')"
-LEASE = 900  # seconds to shrink and confirm one finding; Hypothesis itself stops shrinking after 300
+LEASE = 900  # seconds to shrink and confirm one finding; a night allows 300 for the shrinking
 REMEMBERED = 8 * 24 * 3600  # seconds; as long as Hypothesis keeps examples there
 PAUSE = 2.0  # seconds between attempts to reach a Redis that is away
 ANSWER = 2.0  # seconds to wait for one

@@ -26,6 +26,7 @@ from harness.fleet.plan import REPLAY_SHARE, Plan, Task
 from harness.generation import Enough
 from strategies import coverage, domain, sessions
 
+LATER_SECONDS = 8.0
 KINDS = ("counted", "degenerate", "unsupported")
 
 
@@ -80,7 +81,9 @@ class Shard(Campaign):
         chosen = dict(worker.describe[task.transform]["variant"])
         chosen |= {key: choice for name, key, choice in plan.variants if name == task.transform}
         counted = plan.examples if task.lane == "inside" else max(plan.examples // REPLAY_SHARE, 1)
-        profile = replace(PROFILES[task.profile], counted=counted, derandomize=False)
+        profile = PROFILES[task.profile]
+        # Shards that find nothing of their own look past what is known with all of their budget; this one need not.
+        profile = replace(profile, counted=counted, derandomize=False, later_seconds=min(profile.later_seconds, LATER_SECONDS))
         super().__init__(contract, worker, contract.rules(chosen), strategy(task), profile, folder=folder, lane=task.lane)
         self.tried: dict[str, bytearray] = {kind: bytearray() for kind in KINDS}
         self.cells: set = set()
