@@ -57,18 +57,19 @@ class Shared:
                                                              ReadOnlyDatabase(fleet) if read_only else fleet)
 
     def claim(self, cause: Cause, holder: str) -> bool:
-        """Whether this shard is the one to shrink a root cause: the first, or again itself, or after a lease ran out."""
+        """Whether this shard is the one to shrink a root cause: the first, or again itself (its process died, or the driver
+        before it wrote down what came of it), or after a lease ran out."""
         if self._read_only:
             return True
         key = self._key(cause)
         if self.ask(lambda: self._redis.set(key, holder, nx=True, ex=LEASE), True):
             return True
-        return self.ask(lambda: self._redis.get(key), holder.encode()) == holder.encode()
+        return self.ask(lambda: self._redis.get(key), holder.encode()) in (holder.encode(), saved(holder))
 
     def settle(self, cause: Cause, holder: str) -> None:
         """A root cause is shrunk and saved: nobody has to do it again in this campaign."""
         if not self._read_only:
-            self.tell(lambda: self._redis.set(self._key(cause), f"saved by {holder}", ex=REMEMBERED))
+            self.tell(lambda: self._redis.set(self._key(cause), saved(holder), ex=REMEMBERED))
 
     def release(self, cause: Cause) -> None:
         """A root cause that was claimed, met only beside another, and not reported: the next shard may."""
@@ -133,6 +134,11 @@ class Tolerant(ExampleDatabase):
 
     def move(self, src: bytes, dest: bytes, value: bytes) -> None:
         self._shared.tell(lambda: self._inner.move(src, dest, value))
+
+
+def saved(holder: str) -> bytes:
+    """What stands in the place of a lease when the case is saved."""
+    return f"saved by {holder}".encode()
 
 
 def connect(url: str):

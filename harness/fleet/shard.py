@@ -101,7 +101,10 @@ class Shard(Campaign):
 
     def _settings(self) -> settings:
         plain = super()._settings()
-        return settings(plain, phases=(*plain.phases, Phase.target)) if self._aim else plain
+        if not self._aim:
+            return plain
+        # Hypothesis begins to climb at half of max_examples, which is where an ordinary shard ends.
+        return settings(plain, phases=(*plain.phases, Phase.target), max_examples=self.profile.counted)
 
     def _database(self) -> ExampleDatabase:
         return self._memory.database

@@ -219,7 +219,7 @@ def test_a_shard_tries_the_same_examples_again_and_another_seed_others(tmp_path)
             runner = Runner(replace(plan, **changes).dump(), "c", str(tmp_path), workers=workers)
             line = runner.run(task)
             tried[name] = line["tried"]["counted"]
-            assert line["cells"] and len(base64.b64decode(tried[name])) == 10 * 8
+            assert line["cells"] and 0 < len(base64.b64decode(tried[name])) <= 10 * 8
     finally:
         runner.close(SUBJECT)
     assert tried["one"] == tried["again"] and len(set(tried.values())) == 3

@@ -20,6 +20,7 @@ from harness import replay
 from harness.client import subject_name
 from harness.fleet import main
 from harness.fleet.journal import Journal, State
+from harness.fleet.memory import LEASE, Shared
 from harness.fleet.shard import Runner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +123,21 @@ def undisturbed(tmp_path_factory):
 def process_at_work(folder: Path) -> int:
     """The process that has a case in hand."""
     return int(until(lambda: next(folder.glob("work/*/*/inflight-*.json"), None)).parent.name)
+
+
+def test_one_shard_at_a_time_has_a_root_cause(redis, tmp_path):
+    one, other = (Shared(redis.url, "c0ffee", tmp_path) for _ in range(2))
+    cause = ("mine.py", "cu_seqlens", "states", "cu_seqlens")
+    assert one.claim(cause, "#0") and not other.claim(cause, "#1") and one.claim(cause, "#0")
+    (key,) = redis.asked("KEYS", "plumbline:*").split()
+    assert 0 < int(redis.asked("TTL", key)) <= LEASE
+    one.release(cause)
+    assert other.claim(cause, "#1")
+    other.settle(cause, "#1")
+    assert not one.claim(cause, "#0") and other.claim(cause, "#1"), "a task that is run again saves its case again"
+    redis.stop()
+    assert one.claim(cause, "#0") and "has not answered" in one.news()[0]
+    assert Shared(redis.url, "c0ffee", tmp_path, read_only=True).claim(cause, "#2")
 
 
 def test_what_one_shard_finds_another_replays_first(on_ray, redis, tmp_path):
