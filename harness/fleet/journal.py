@@ -59,6 +59,11 @@ class Look:
         return {kind: len(np.unique(np.frombuffer(raw, np.uint64))) for kind, raw in joined.items()}
 
     @property
+    def reached(self) -> bool:
+        """Whether there is anything to say about it yet."""
+        return bool(self.shards or self.lost or self.reported or self.met or self.counted()["counted"])
+
+    @property
     def results(self) -> list[Result]:
         """Every finding of every shard. One that was only met is shown as the shard that shrunk it has it, if one did."""
         shrunk = {r.cause: r for r in self.reported}

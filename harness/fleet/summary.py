@@ -14,7 +14,7 @@ from strategies import coverage
 
 def rows(state: State) -> list[Row]:
     """One row for each (subject, transform, lane) that was looked at."""
-    made = [_row(look, so_far) for look, so_far in state.looks.items() if so_far.shards or so_far.tried or so_far.lost]
+    made = [_row(look, so_far) for look, so_far in state.looks.items() if so_far.reached]
     return made + [Row(*look, NOT_PROVIDED, notes=[why] if why else []) for look, why in state.missing.items()]
 
 
@@ -70,7 +70,7 @@ def write(folder: Path, state: State, seconds: float) -> Run:
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = state.plan.size or len(state.done)
-    unseen = [look for look, so_far in state.looks.items() if not (so_far.shards or so_far.tried or so_far.lost)]
+    unseen = [look for look, so_far in state.looks.items() if not so_far.reached]
     lines = [*state.header, outcome(state)]
     lines += [f"not reached: {', '.join(sorted({transform for _, transform, _ in unseen}))}"] if unseen else []
     run = Run(lines, rows(state), [r for look in state.looks.values() for r in look.results], seconds,

@@ -150,6 +150,16 @@ def test_the_merged_report_has_a_cause_once_and_says_what_it_cost(tmp_path):
     assert next(suite.iter("failure")).text.startswith("DEFECT  cu_seqlens: wrong")
 
 
+def test_what_was_not_reached_is_named(tmp_path):
+    state = a_state(a_plan())
+    first, second = list(state.plan.tasks())[:2]
+    state.add(a_line(first, 1))
+    state.add({**a_line(second, partial=True), "tried": {"degenerate": b64(5)}})
+    run = summary.write(tmp_path, state, 1.0)
+    assert [r.transform for r in run.rows] == ["cu_seqlens"] and run.header[-1] == "not reached: seqlens_expand"
+    assert run.colour == "unsure" and run.partial
+
+
 # -- what shards know of each other ---------------------------------------------------------------------------------------
 
 
