@@ -55,7 +55,7 @@ class Redis:
         self._process.wait()
 
 
-def until(what, seconds: float = 60.0):
+def until(what, seconds: float = 150.0):
     """Wait for something to be true, and return it."""
     end = time.monotonic() + seconds
     while not (answer := what()):
@@ -210,7 +210,8 @@ def test_the_same_tasks_under_xdist_where_a_process_is_killed(undisturbed, tmp_p
     folder = tmp_path / "campaign"
     killer = threading.Thread(target=lambda: os.kill(process_at_work(folder), signal.SIGKILL))
     killer.start()
-    assert campaign(folder, "--engine", "xdist", "-k", "seqlens_expand", "--shards", "3", "--shard-examples", "15") == 0
+    assert campaign(folder, "--engine", "xdist", "-n", "1", "-k", "seqlens_expand", "--shards", "3",
+                    "--shard-examples", "15") == 0
     killer.join()
     state = Journal(folder).read()
     assert len(state.done) == 3 and sum(state.died.values()) == 1
