@@ -1,6 +1,7 @@
 """Campaigns over many processes, part by part: plans, the journal, the shared memory, the merged report, wrong uses."""
 
 import base64
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis.database import InMemoryExampleDatabase
+from measure import needs
 
 from harness import campaign, registry
 from harness.campaign import Profile
@@ -175,7 +177,7 @@ class Away(InMemoryExampleDatabase):
 
 
 def test_what_was_to_be_told_is_told_when_redis_is_back(monkeypatch):
-    pytest.importorskip("redis", reason="needs redis: pip install 'redis>=5' (the extra 'fleet')")
+    needs(importlib.util.find_spec("redis"), "redis: pip install 'redis>=5' (the extra 'fleet')")
     monkeypatch.setattr(memory, "PAUSE", 0.0)
     shared = memory.Shared("redis://127.0.0.1:1/0", "c0ffee", Path("/nowhere"))
     inner = Away()

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from measure import needs
 
 from harness import replay
 from harness.client import subject_name
@@ -25,12 +26,6 @@ from harness.fleet.shard import Runner
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECT = subject_name(str(Path(__file__).with_name("fleet_subject.py")))
-
-
-def needs(there, what: str) -> None:
-    """Skip aloud, or fail where nothing may be skipped."""
-    if not there:
-        pytest.fail(f"needs {what}") if os.environ.get("PLUMBLINE_NO_SKIPS") else pytest.skip(f"needs {what}")
 
 
 class Redis:
