@@ -88,16 +88,10 @@ def subjects(config) -> list[str]:
 
 
 def _variant(text: str) -> tuple[str, str, str]:
-    """CONTRACT:RULE=CHOICE, checked against the declarations."""
-    name, _, rule = text.partition(":")
-    key, _, choice = rule.partition("=")
-    if name not in registry.contracts():
-        raise pytest.UsageError(f"--variant {text}: unknown contract {name!r}; known are {', '.join(registry.contracts())}")
     try:
-        registry.contracts()[name].rules({key: choice})
+        return registry.variant(text)
     except ValueError as error:
-        raise pytest.UsageError(f"--variant {text}: {error}") from None
-    return name, key, choice
+        raise pytest.UsageError(f"--variant {error}") from None
 
 
 def header(config) -> list[str]:
