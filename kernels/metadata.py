@@ -34,13 +34,21 @@ def _rows(seq, extend, draft_tokens, MODE: tl.constexpr):
     return keys, first, rows
 
 
+@triton.jit
+def _store_rows(tables, strides, first_row, rows, column, values, mask):
+    """The same cells of `rows` rows of every backend's table."""
+    for r in range(0, rows):
+        row = (first_row + r).to(tl.int64)
+        for b in tl.static_range(len(tables)):
+            tl.store(tables[b] + row * strides[b][0] + column * strides[b][1], values, mask=mask)
+
+
 @triton.jit(do_not_specialize=["bs", "total_rows", "max_len", "pages", "slots", "topk", "page_size", "draft_tokens",
-                               "seq_stride", "extend_stride", "pool_stride", "token_stride_0", "token_stride_1"])
+                               "seq_stride", "extend_stride", "pool_stride"])
 def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
               cache_seqlens, cu_seqlens_k, seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k,
-              page_table_1, real_page_table, ctx_lens, wide_strides, real_strides, ctx_strides,
-              bs, total_rows, max_len, pages, slots, topk, page_size, draft_tokens,
-              seq_stride, extend_stride, pool_stride, token_stride_0, token_stride_1,
+              page_table_1, real_page_table, ctx_lens, token_strides, wide_strides, real_strides, ctx_strides,
+              bs, total_rows, max_len, pages, slots, topk, page_size, draft_tokens, seq_stride, extend_stride, pool_stride,
               MODE: tl.constexpr, BACKENDS: tl.constexpr, HAS_WIDE: tl.constexpr, HAS_REAL: tl.constexpr,
               HAS_CTX: tl.constexpr, BLOCK_REQUESTS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     request = tl.program_id(0)
@@ -52,22 +60,28 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
             tl.store(cu_seqlens_k[b], tl.zeros((), tl.int32))
             tl.store(nsa_cu_seqlens_k[b], tl.zeros((), tl.int32))
 
-    # The requests before this one: how many keys, rows and clipped keys they have.
+    # The requests before this one: how many keys, rows and clipped keys they have. A table needs the rows alone, and in two
+    # modes knows them, so that its programs do not wait for one more load.
     keys_before = tl.zeros((), tl.int32)
     rows_before = tl.zeros((), tl.int32)
     clipped_before = tl.zeros((), tl.int64)
-    for start in range(0, request, BLOCK_REQUESTS):
+    last = request
+    if MODE != 2:
+        rows_before += request if MODE == 0 else request * draft_tokens
+        last = tl.where(part == 0, request, 0)
+    for start in range(0, last, BLOCK_REQUESTS):
         j = start + tl.arange(0, BLOCK_REQUESTS)
         earlier = j < request
         seq_j = tl.load(seq_lens + j * seq_stride, mask=earlier, other=0).to(tl.int32)
         extend_j = seq_j
         if MODE == 2:
             extend_j = tl.load(extend_seq_lens + j * extend_stride, mask=earlier, other=0).to(tl.int32)
-        keys_j, first_j, rows_j = _rows(seq_j, extend_j, draft_tokens, MODE)
-        clipped_j = _clipped_sum(first_j + rows_j - 1, topk) - _clipped_sum(first_j - 1, topk)
-        keys_before += tl.sum(tl.where(earlier, keys_j, 0), 0)
-        rows_before += tl.sum(tl.where(earlier, rows_j, 0), 0)
-        clipped_before += tl.sum(tl.where(earlier, clipped_j, 0), 0)
+            rows_before += tl.sum(extend_j, 0)
+        if part == 0:
+            keys_j, first_j, rows_j = _rows(seq_j, extend_j, draft_tokens, MODE)
+            clipped_j = _clipped_sum(first_j + rows_j - 1, topk) - _clipped_sum(first_j - 1, topk)
+            keys_before += tl.sum(tl.where(earlier, keys_j, 0), 0)
+            clipped_before += tl.sum(tl.where(earlier, clipped_j, 0), 0)
 
     seq = tl.load(seq_lens + request * seq_stride, mask=exists, other=0).to(tl.int32)
     extend = seq
@@ -97,28 +111,25 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
     else:
         slot = tl.load(req_pool_indices + request * pool_stride, mask=exists, other=0).to(tl.int64)
         length = tl.where((slot >= 0) & (slot < slots) & exists, tl.minimum(keys, max_len), 0)
-        source = req_to_token + slot * token_stride_0
+        source = req_to_token + slot * token_strides[0]
+        own = (part - 1) * BLOCK_COLUMNS
         step = (tl.num_programs(1) - 1) * BLOCK_COLUMNS
-        lanes = (part - 1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+        lanes = tl.arange(0, BLOCK_COLUMNS)
         if HAS_WIDE:
-            for start in range(0, length - (part - 1) * BLOCK_COLUMNS, step):
+            for start in range(own, length, step):
                 column = (start + lanes).to(tl.int64)
-                tokens = tl.load(source + column * token_stride_1, mask=column < length, other=0)
-                for r in range(0, rows):
-                    row = (rows_before + r).to(tl.int64)
-                    for b in tl.static_range(BACKENDS):
-                        tl.store(page_table_1[b] + row * wide_strides[b][0] + column * wide_strides[b][1], tokens,
-                                 mask=column < length)
+                if start + BLOCK_COLUMNS <= length:  # without a mask, 16 bytes move at once where strides allow it
+                    tokens = tl.load(source + column * token_strides[1])
+                    _store_rows(page_table_1, wide_strides, rows_before, rows, column, tokens, None)
+                else:
+                    tokens = tl.load(source + column * token_strides[1], mask=column < length, other=0)
+                    _store_rows(page_table_1, wide_strides, rows_before, rows, column, tokens, column < length)
         if HAS_REAL:
             count = tl.minimum((length + page_size - 1) // page_size, pages)
-            for start in range(0, count - (part - 1) * BLOCK_COLUMNS, step):
+            for start in range(own, count, step):
                 column = (start + lanes).to(tl.int64)
-                tokens = tl.load(source + column * page_size * token_stride_1, mask=column < count, other=0)
-                for r in range(0, rows):
-                    row = (rows_before + r).to(tl.int64)
-                    for b in tl.static_range(BACKENDS):
-                        tl.store(real_page_table[b] + row * real_strides[b][0] + column * real_strides[b][1],
-                                 tokens // page_size, mask=column < count)
+                tokens = tl.load(source + column * page_size * token_strides[1], mask=column < count, other=0)
+                _store_rows(real_page_table, real_strides, rows_before, rows, column, tokens // page_size, column < count)
 
 
 def decode_metadata(*, seq_lens, req_pool_indices, req_to_token, cache_seqlens, cu_seqlens_k, nsa_cache_seqlens,
@@ -194,9 +205,9 @@ def _fill(mode, inputs, outputs, bs, rows, max_len, topk, page_size, draft_token
         seq, extend, pool, tokens, cache, tuple(outputs["cu_seqlens_k"]),
         tuple(outputs.get("seqlens_expanded", cache)), tuple(outputs["nsa_cache_seqlens"]),
         tuple(outputs["nsa_cu_seqlens_k"]), tuple(wide) if has_wide else cache, tuple(real) if has_real else cache,
-        tuple(ctx) if has_ctx else cache, _strides(wide), _strides(real), _strides(ctx),
+        tuple(ctx) if has_ctx else cache, tokens.stride(), _strides(wide), _strides(real), _strides(ctx),
         bs, rows, max_len, pages, tokens.shape[0], topk, page_size, draft_tokens,
-        seq.stride(0), extend.stride(0), pool.stride(0), tokens.stride(0), tokens.stride(1),
+        seq.stride(0), extend.stride(0), pool.stride(0),
         MODE=mode, BACKENDS=backends, HAS_WIDE=has_wide, HAS_REAL=has_real, HAS_CTX=has_ctx,
         BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS,
     )
