@@ -56,7 +56,6 @@ class Plan:
         bound = {n: t for n, t in tensors.items() if n not in new}
         self._names, self._bound = list(bound), list(bound.values())
         self._addresses = [t.data_ptr() for t in self._bound]
-        self._device = next((t.get_device() for t in self._bound), -1)
         make = _Interpreted if triton.knobs.runtime.interpret else _Compiled
         self._launches = [make(*launch) for launch in recorded]
         self.launches = len(recorded)
@@ -82,7 +81,7 @@ class Plan:
         for one, tensor in zip(self._inputs, new):
             one.put(tensor)
         for launch in self._launches:
-            launch(self._device)
+            launch()
         return self._returned
 
     def _moved(self) -> str:
@@ -151,7 +150,7 @@ class _Interpreted:
     def put(self, place: _Place, tensor: torch.Tensor) -> None:
         _set(self._args, place.path, place.of(tensor))
 
-    def __call__(self, device: int) -> None:
+    def __call__(self) -> None:
         self._launch(*self._args, **self._constants)
 
 
@@ -164,7 +163,7 @@ class _Compiled:
     """
 
     def __init__(self, kernel, grid, args: list, constants: dict):
-        self._grid = (*grid, 1, 1)[:3]
+        self._grid, self._device = (*grid, 1, 1)[:3], torch.cuda.current_device()
         self._kernel = kernel.run(*args, grid=grid, warmup=True, **constants)
         launcher = self._kernel.run  # loads the binary
         given = dict(zip(kernel.arg_names, args)) | constants
@@ -179,10 +178,10 @@ class _Compiled:
     def put(self, place: _Place, tensor: torch.Tensor) -> None:
         _set(self._values, place.path, tensor.data_ptr() + place.offset)
 
-    def __call__(self, device: int) -> None:
-        if device != (current := torch.cuda.current_device()):
-            raise ValueError(f"the plan was bound on cuda:{device}, and the current device is cuda:{current}")
-        stream = driver.active.get_current_stream(device)
+    def __call__(self) -> None:
+        if self._device != (current := torch.cuda.current_device()):
+            raise ValueError(f"the plan was bound on cuda:{self._device}, and the current device is cuda:{current}")
+        stream = driver.active.get_current_stream(current)
         hook = triton.knobs.runtime.launch_enter_hook
         if self._short is not None and (hook is None or not getattr(hook, "calls", True)):
             self._head[3] = stream
