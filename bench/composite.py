@@ -1,7 +1,7 @@
 """What upstream does in one step for several draft backends, with its own functions and ready tensors.
 
 precompute     0.5.10.post1 prepares a decode batch with PyTorch, before it copies it into the backends
-multi_copy     and that copy, where the adapters do not offer it (`fused_metadata_copy_multi`)
+multi_copy     and that copy
 three_decodes  0.5.23 derives a decode batch three times, once per backend
 """
 
@@ -25,7 +25,7 @@ def measure(bench: "rows.Bench", name: str, batch: int, context: int) -> dict:
     transform = "fused_metadata_copy_multi" if name == "multi_copy" else "decode_metadata"
     call = globals()[f"_{name}"](upstream, rows.materialise(sizes.case(transform, sizes.Size(batch, context)), bench.device))
     if call is None:
-        return {"not_provided": f"this SGLang has no such function ({upstream.version()})"}
+        return {"not_provided": f"not in SGLang {upstream.version()}, or not to be built here"}
     call()
     bench.wait()
     return bench.times(call)
@@ -58,17 +58,13 @@ def _method(path: Path, name: str) -> str:
 
 
 def _multi_copy(upstream, arguments: dict):
-    module = upstream.module("sglang.jit_kernel.fused_metadata_copy")
-    if module is None:
+    adapter = importlib.import_module(upstream.__name__.replace("._upstream", ".metadata_copy"))
+    if "fused_metadata_copy_multi" in adapter.MISSING:
         return None
-    sources = ("cache_seqlens", "cu_seqlens_k", "page_indices", "nsa_cache_seqlens", "nsa_cu_seqlens_k", "real_page_table",
-               "flashmla_num_splits", "flashmla_metadata")
-    given = {f"{n}_src": arguments[f"{n}_src"] for n in sources}
-    for n in sources:
-        target = "page_table_1" if n == "page_indices" else n
-        given |= {f"{target}_dst{b}": t for b, t in enumerate(arguments[f"{target}_dst"])}
-    return partial(module.fused_metadata_copy_multi_cuda, **given, bs=arguments["bs"], max_len=arguments["max_len"],
-                   seqlens_expanded_size=arguments["seqlens_expanded_size"])
+    given = {}
+    for name, value in arguments.items():
+        given |= {f"{name}{b}": t for b, t in enumerate(value)} if name.endswith("_dst") else {name: value}
+    return partial(adapter._KERNELS.fused_metadata_copy_multi_cuda, **{adapter._renamed(n): v for n, v in given.items()})
 
 
 def _three_decodes(upstream, arguments: dict):

@@ -49,23 +49,19 @@ def headlines(results: Results) -> list[str]:
 
 def _against(results: Results, name: str, size: Size, ours: dict) -> list[str]:
     lines = []
-    prepare = results.median(name, "precompute", size, "host")
-    for copy in ("fused_metadata_copy_multi", "multi_copy"):
-        host, gpu = (results.median(name, copy, size, w) for w in ("host", "gpu"))
-        if host is not None:
-            both = None if prepare is None else prepare + host
-            lines.append(f"{copy} {_us(host)} host, {_us(gpu)} GPU, after {_us(prepare)} host of precompute: "
-                         f"plan {_ratio(ours['plan_host'], both)} of both on the host, {_ratio(ours['gpu'], gpu)} of the copy "
-                         "on the GPU")
-            break
-    else:
-        if prepare is not None:
-            lines.append(f"precompute alone {_us(prepare)} host: plan {_ratio(ours['plan_host'], prepare)} of it; the copy was "
-                         f"not measured ({_why(results, name, 'multi_copy', size)})")
+    prepare, copy = (results.median(name, what, size, "host") for what in ("precompute", "multi_copy"))
+    if prepare is not None and copy is not None:
+        gpu = results.median(name, "multi_copy", size, "gpu")
+        lines.append(f"precompute {_us(prepare)} and fused copy {_us(copy)} host, {_us(gpu)} GPU: plan "
+                     f"{_ratio(ours['plan_host'], prepare + copy)} of both on the host, {_ratio(ours['gpu'], gpu)} of the copy "
+                     "on the GPU")
+    elif prepare is not None:
+        lines.append(f"precompute {_us(prepare)} host: plan {_ratio(ours['plan_host'], prepare)} of it; the copy: "
+                     f"{_why(results, name, 'multi_copy', size)}")
     three, gpu = (results.median(name, "three_decodes", size, w) for w in ("host", "gpu"))
     if three is not None:
-        lines.append(f"{sizes.BACKENDS} fused decodes {_us(three)} host, {_us(gpu)} GPU: "
-                     f"plan {_ratio(ours['plan_host'], three)} and checked call {_ratio(ours['host'], three)} of it on the host, "
+        lines.append(f"{sizes.BACKENDS} fused decodes {_us(three)} host, {_us(gpu)} GPU: plan "
+                     f"{_ratio(ours['plan_host'], three)} and checked call {_ratio(ours['host'], three)} of it on the host, "
                      f"{_ratio(ours['gpu'], gpu)} on the GPU")
     return lines
 

@@ -76,10 +76,10 @@ class Plan:
         if len(new) != len(self._inputs):
             raise TypeError(f"the plan takes {len(self._inputs)} new tensors "
                             f"({', '.join(i.name for i in self._inputs)}), got {len(new)}")
-        for one, tensor in zip(self._inputs, new):
-            one.check(tensor)
-        for one, tensor in zip(self._inputs, new):
-            one.put(tensor)
+        pointers = [one.check(tensor) for one, tensor in zip(self._inputs, new)]
+        for one, tensor, pointer in zip(self._inputs, new, pointers):
+            for put in one.puts:
+                put(tensor, pointer)
         for launch in self._launches:
             launch()
         return self._returned
@@ -92,7 +92,7 @@ class Plan:
 
 
 class _New:
-    """A tensor that every call passes: what it must look like, and the launches' arguments that it stands in."""
+    """A tensor that every call passes: what it must look like, and how it gets into the launches' arguments."""
 
     def __init__(self, name: str, tensor: torch.Tensor, spans: tuple[list[int], list[int]]):
         self.name, self.dtype, self.shape, self.strides = name, tensor.dtype, tensor.shape, tensor.stride()
@@ -103,9 +103,10 @@ class _New:
         # Code compiled for a pointer that is a multiple of 16 bytes loads 16 bytes at once, and faults on any other; code
         # compiled for any other pointer takes all. Views of the tensor have the same bits if the tensor has.
         self.fixed_bits = 0
-        self.places: list[_Place] = []
+        self.puts: list = []  # functions of the tensor and its address
 
-    def check(self, tensor: torch.Tensor) -> None:
+    def check(self, tensor: torch.Tensor) -> int:
+        """The address of a tensor that may stand here."""
         try:
             like = (tensor.dtype is self.dtype and tensor.shape == self.shape and tensor.stride() == self.strides
                     and tensor.get_device() == self.device)
@@ -121,24 +122,7 @@ class _New:
         k = bisect_left(self.starts, pointer + self.size)
         if k and self.ends[k - 1] > pointer and pointer != self.first:
             raise ValueError(f"{self.name} shares memory with an output of the plan, and must not")
-
-    def put(self, tensor: torch.Tensor) -> None:
-        for place in self.places:
-            place.launch.put(place, tensor)
-
-
-class _Place:
-    """An argument of a launch: a new tensor, or a view that begins `offset` bytes into it."""
-
-    def __init__(self, launch, path: tuple[int, ...], view: torch.Tensor, offset: int):
-        self.launch, self.path, self.offset = launch, path, offset
-        self.dtype, self.shape, self.strides = view.dtype, view.shape, view.stride()
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same view of another tensor."""
-        if self.shape == tensor.shape and self.strides == tensor.stride():
-            return tensor
-        return tensor.as_strided(self.shape, self.strides, tensor.storage_offset() + self.offset // tensor.element_size())
+        return pointer
 
 
 class _Interpreted:
@@ -147,8 +131,16 @@ class _Interpreted:
     def __init__(self, kernel, grid, args: list, constants: dict):
         self._launch, self._args, self._constants = kernel[grid], list(args), constants
 
-    def put(self, place: _Place, tensor: torch.Tensor) -> None:
-        _set(self._args, place.path, place.of(tensor))
+    def putter(self, path: tuple[int, ...], view: torch.Tensor, offset: int):
+        """A function that puts a new tensor, or its view that begins `offset` bytes into it, where `view` is."""
+        shape, strides = view.shape, view.stride()
+
+        def put(tensor: torch.Tensor, pointer: int) -> None:
+            if shape != tensor.shape or strides != tensor.stride():
+                tensor = tensor.as_strided(shape, strides, tensor.storage_offset() + offset // tensor.element_size())
+            _set(self._args, path, tensor)
+
+        return put
 
     def __call__(self) -> None:
         self._launch(*self._args, **self._constants)
@@ -175,8 +167,14 @@ class _Compiled:
             self._head = [*self._grid, 0, self._kernel.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None,
                           None, self._kernel.packed_metadata, None, None, None]
 
-    def put(self, place: _Place, tensor: torch.Tensor) -> None:
-        _set(self._values, place.path, tensor.data_ptr() + place.offset)
+    def putter(self, path: tuple[int, ...], view: torch.Tensor, offset: int):
+        """As of `_Interpreted`; all but a few tensors stand outside of tuples, where putting them costs nothing."""
+        values, index = self._values, path[0]
+
+        def put(tensor: torch.Tensor, pointer: int) -> None:
+            values[index] = pointer + offset
+
+        return put if len(path) == 1 else lambda tensor, pointer: _set(values, path, pointer + offset)
 
     def __call__(self) -> None:
         if self._device != (current := torch.cuda.current_device()):
@@ -244,7 +242,7 @@ def _connect(inputs: list[_New], tensors: dict[str, torch.Tensor], launches: lis
             if owner is not None:
                 if value.dtype != owner.dtype:
                     raise Unplannable(f"the call views {owner.name} as {value.dtype}; leave it out of new")
-                owner.places.append(_Place(launch, path, value, first - owner.first))
+                owner.puts.append(launch.putter(path, value, first - owner.first))
                 owner.fixed_bits |= 0 if first % 16 else 15
 
 

@@ -1,7 +1,7 @@
 """The kernels through their plans, as a subject: every check of the suite looks at what a plan launches.
 
-Each call binds a plan to stand-ins for the inputs and calls it with the inputs, so that a pointer which a plan does not
-replace shows as a read of foreign memory. Calls that cannot be planned are made plainly.
+Each call binds a plan to stand-ins for the inputs, full of zeros, and calls it with the inputs, so that a pointer which a
+plan does not replace shows in the results. Calls that cannot be planned are made plainly.
 """
 
 import functools
@@ -52,7 +52,7 @@ def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.numel() or last - first > LARGEST:
         return tensor
     size = tensor.element_size()
-    memory = torch.empty((last - first) // size + 16 // size, dtype=tensor.dtype, device=tensor.device)
+    memory = torch.zeros((last - first) // size + 16 // size, dtype=tensor.dtype, device=tensor.device)
     shift = (first - memory.data_ptr()) % 16 // size
     return memory.as_strided(tensor.shape, tensor.stride(), shift)
 
