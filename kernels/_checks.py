@@ -73,6 +73,11 @@ def same_count(**groups: Sequence) -> int:
     return counts[first]
 
 
+def rows_aligned(*tables: torch.Tensor) -> int:
+    """1 if every row of every table begins at a multiple of 16 bytes and has unit stride, else 0: an argument of kernels."""
+    return int(all(t.stride(-1) == 1 and t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in tables))
+
+
 @contextmanager
 def watched():
     """Collect the outputs that the calls inside name, for a plan that is being bound."""

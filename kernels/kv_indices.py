@@ -10,7 +10,8 @@ import triton.language as tl
 
 from . import _checks as checks
 
-BLOCK, DRAFT_BLOCK, BLOCK_REQUESTS, MOST_SPLITS = 1024, 512, 32, 32
+BLOCK, DRAFT_BLOCK, BLOCK_REQUESTS = 1024, 512, 32
+PROGRAMS, LEAST_SPLITS = 1024, 32
 MOST_PAGE_SIZE = 4096
 
 
@@ -68,7 +69,7 @@ def create_flashinfer_kv_indices(*, req_to_token, req_pool_indices, paged_kernel
     if bs == 0:
         return
     starts = paged_kernel_lens if kv_start_idx is None else kv_start_idx
-    splits = _splits(min(columns, kv_indices.numel()), BLOCK)
+    splits = _splits(min(columns, kv_indices.numel()), BLOCK, bs)
     _flashinfer[(bs, splits)](
         req_to_token, req_pool_indices, paged_kernel_lens, kv_indptr, starts, kv_indices, slots, columns, kv_indices.numel(),
         req_to_token.stride(0), req_to_token.stride(1), req_pool_indices.stride(0), paged_kernel_lens.stride(0),
@@ -116,7 +117,7 @@ def create_flashmla_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_l
         return
     starts = paged_kernel_lens if kv_start_idx is None else kv_start_idx
     width = min(kv_indices.shape[1], triton.cdiv(columns, page_size))
-    _flashmla[(bs, _splits(width, BLOCK))](
+    _flashmla[(bs, _splits(width, BLOCK, bs))](
         req_to_token, req_pool_indices, paged_kernel_lens, starts, kv_indices, slots, columns, width,
         req_to_token.stride(0), req_to_token.stride(1), req_pool_indices.stride(0), paged_kernel_lens.stride(0),
         starts.stride(0), kv_indices.stride(0), kv_indices.stride(1), PAGE_SIZE=page_size,
@@ -216,7 +217,7 @@ def generate_draft_decode_kv_indices(*, req_to_token, req_pool_indices, paged_ke
     if num_seqs == 0:
         return
     width = kv_indices.shape[1]
-    _draft_decode[(num_seqs, _splits(min(columns, width), DRAFT_BLOCK))](
+    _draft_decode[(num_seqs, _splits(min(columns, width), DRAFT_BLOCK, num_seqs))](
         req_to_token, req_pool_indices, paged_kernel_lens, positions, kv_indices, kv_indptr, num_seqs, topk, num_steps,
         page_size, slots, columns, width, req_to_token.stride(0), req_to_token.stride(1), req_pool_indices.stride(0),
         paged_kernel_lens.stride(0), positions.stride(0), kv_indices.stride(0), kv_indices.stride(1), kv_indptr.stride(0),
@@ -241,8 +242,9 @@ def draft_decode_slices(*, seq_lens, seq_lens_sum, topk, num_steps, row_width):
     return [[branches + 1, topk * seq_lens_sum + branches * (step + 1)] for step in range(num_steps - 1)]
 
 
-def _splits(cells: int, block: int) -> int:
-    return max(1, min(triton.cdiv(cells, block), MOST_SPLITS))
+def _splits(cells: int, block: int, rows: int) -> int:
+    """Programs that share the cells of a row: one per block, if that does not make too many."""
+    return max(1, min(triton.cdiv(cells, block), max(LEAST_SPLITS, PROGRAMS // rows)))
 
 
 def _given(inputs: dict) -> dict:

@@ -10,18 +10,20 @@ import triton.language as tl
 
 from . import _checks as checks
 
-BLOCK_REQUESTS, BLOCK_TOKENS, BLOCK_COLUMNS, MOST_SPLITS = 32, 128, 1024, 32
+BLOCK_REQUESTS, BLOCK_TOKENS, BLOCK_COLUMNS = 32, 128, 1024
+PROGRAMS, LEAST_SPLITS = 1024, 32
 
 
 @triton.jit(do_not_specialize=["bs", "slots", "total_rows", "draft_tokens", "max_len", "token_stride_0", "token_stride_1",
                                "pool_stride", "length_stride", "repeat_stride", "chosen_stride", "out_stride_0",
-                               "out_stride_1"])
+                               "out_stride_1", "aligned"])
 def _gather_page_table(req_to_token, req_pool_indices, cache_seqlens, row_repeats, bs_idx, out,
                        bs, slots, total_rows, draft_tokens, max_len,
                        token_stride_0, token_stride_1, pool_stride, length_stride, repeat_stride, chosen_stride,
-                       out_stride_0, out_stride_1,
+                       out_stride_0, out_stride_1, aligned,
                        RAGGED: tl.constexpr, CHOSEN: tl.constexpr, BLOCK_REQUESTS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """Program (p, part): the rows of the p-th request that has some, columns of its part."""
+    """Program (p, part): the rows of the p-th request that has some, columns of its part. Where all rows begin at multiples
+    of 16 bytes (`aligned`), whole blocks need no mask, and 16 bytes move at once."""
     place = tl.program_id(0)
     part = tl.program_id(1)
     request = place.to(tl.int64)
@@ -49,12 +51,18 @@ def _gather_page_table(req_to_token, req_pool_indices, cache_seqlens, row_repeat
     length = tl.where((slot >= 0) & (slot < slots) & exists, tl.minimum(length, max_len), 0)
     source = req_to_token + slot * token_stride_0
     step = tl.num_programs(1) * BLOCK_COLUMNS
-    lanes = part * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    for start in range(0, length - part * BLOCK_COLUMNS, step):
+    lanes = tl.arange(0, BLOCK_COLUMNS)
+    whole = tl.where(aligned != 0, length, 0) // BLOCK_COLUMNS * BLOCK_COLUMNS
+    for start in range(part * BLOCK_COLUMNS, length, step):
         column = (start + lanes).to(tl.int64)
-        tokens = tl.load(source + column * token_stride_1, mask=column < length, other=0)
-        for r in range(0, rows):
-            tl.store(out + (first + r) * out_stride_0 + column * out_stride_1, tokens, mask=column < length)
+        if start < whole:
+            tokens = tl.load(tl.multiple_of(req_to_token + slot * token_stride_0, 16) + column)
+            for r in range(0, rows):
+                tl.store(tl.multiple_of(out + (first + r) * out_stride_0, 16) + column, tokens)
+        else:
+            tokens = tl.load(source + column * token_stride_1, mask=column < length, other=0)
+            for r in range(0, rows):
+                tl.store(out + (first + r) * out_stride_0 + column * out_stride_1, tokens, mask=column < length)
 
 
 def gather_page_table(*, req_to_token, req_pool_indices, cache_seqlens, row_repeats, bs_idx, page_table_1, bs, total_rows,
@@ -91,12 +99,12 @@ def gather_page_table(*, req_to_token, req_pool_indices, cache_seqlens, row_repe
         return
     repeats = req_pool_indices if row_repeats is None else row_repeats
     chosen = req_pool_indices if bs_idx is None else bs_idx
-    _gather_page_table[(places, _splits(max_len))](
+    _gather_page_table[(places, _splits(max_len, places))](
         req_to_token, req_pool_indices, cache_seqlens, repeats, chosen, page_table_1,
         bs, req_to_token.shape[0], total_rows, draft_tokens, max_len,
         *req_to_token.stride(), req_pool_indices.stride(0), cache_seqlens.stride(0), repeats.stride(0), chosen.stride(0),
-        *page_table_1.stride(), RAGGED=row_repeats is not None, CHOSEN=bs_idx is not None, BLOCK_REQUESTS=BLOCK_REQUESTS,
-        BLOCK_COLUMNS=BLOCK_COLUMNS)
+        *page_table_1.stride(), checks.rows_aligned(req_to_token, page_table_1), RAGGED=row_repeats is not None,
+        CHOSEN=bs_idx is not None, BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK_COLUMNS=BLOCK_COLUMNS)
 
 
 @triton.jit(do_not_specialize=["pages", "page_size", "table_stride_0", "table_stride_1", "out_stride_0", "out_stride_1"])
@@ -131,7 +139,7 @@ def real_page_table(*, page_table_1, real_page_table, page_size):
     _output("real_page_table", real_page_table, (rows, pages), device, {"page_table_1": page_table_1})
     if rows == 0 or pages == 0:
         return
-    _real_page_table[(rows, _splits(pages))](page_table_1, real_page_table, pages, page_size, *page_table_1.stride(),
+    _real_page_table[(rows, _splits(pages, rows))](page_table_1, real_page_table, pages, page_size, *page_table_1.stride(),
                                              *real_page_table.stride(), BLOCK=BLOCK_COLUMNS)
 
 
@@ -179,7 +187,7 @@ def page_table_1_flattened(*, page_table_1, seq_lens, page_table_1_flattened, bs
             {"page_table_1": page_table_1, "seq_lens": seq_lens})
     if bs == 0 or max_len == 0 or total_len == 0:
         return
-    _page_table_1_flattened[(bs, _splits(max_len))](
+    _page_table_1_flattened[(bs, _splits(max_len, bs))](
         page_table_1, seq_lens, page_table_1_flattened, max_len, total_len, *page_table_1.stride(), seq_lens.stride(0),
         BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK=BLOCK_COLUMNS)
 
@@ -289,9 +297,9 @@ def _output(name: str, value, least: tuple[int, ...], device, inputs: dict) -> N
     checks.apart({name: value}, inputs)
 
 
-def _splits(columns: int) -> int:
-    """Programs that share the columns of a row."""
-    return min(triton.cdiv(columns, BLOCK_COLUMNS), MOST_SPLITS)
+def _splits(columns: int, rows: int) -> int:
+    """Programs that share the columns of a row: one per block, if that does not make too many."""
+    return min(triton.cdiv(columns, BLOCK_COLUMNS), max(LEAST_SPLITS, PROGRAMS // rows))
 
 
 def _length(name: str, value) -> int:
