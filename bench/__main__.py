@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ci/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two sizes instead of all")
     parser.add_argument("--family", action="append", default=[], help="only transforms of this family (repeatable)")
@@ -60,6 +60,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--render", type=Path, metavar="JSON", help="write the page and plots of a run; needs matplotlib")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where --render writes")
     parser.add_argument("--suite", action="store_true", help="the speed of the suite instead (python -m harness.speed)")
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options, checked; an error of use ends the process with one line."""
+    parser = arguments()
     options, options.rest = parser.parse_known_args(argv)
     if options.rest and not options.suite:
         parser.error(f"unrecognized arguments: {' '.join(options.rest)}")

