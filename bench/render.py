@@ -199,7 +199,8 @@ def _why(results: Results, subject: str, transform: str, size: Size) -> str:
     row = results.rows.get((subject, transform, size), {})
     if "not_provided" in row:
         return f"not provided: {row['not_provided']}"
-    return next((f"{key.replace('_', ' ')}: {row[key]}" for key in ("failed", "gpu_failed", "left_out", "unsupported") if key in row), "")
+    known = ("failed", "gpu_failed", "left_out", "unsupported")
+    return next((f"{key.replace('_', ' ')}: {row[key]}" for key in known if key in row), "")
 
 
 def _cell(row: dict, what: str) -> str:

@@ -82,9 +82,7 @@ class Bench:
         """A plan that takes every one-dimensional input anew: lengths, slots, offsets. Tables and weights stay."""
         new = tuple(a.name for a in contract.args if a.role is Role.IN and not a.per_backend
                     and isinstance(arguments[a.name], torch.Tensor) and arguments[a.name].dim() == 1)
-        plan = self.plans.Plan(function, new=new, **arguments)
-        fresh = [arguments[n].clone() for n in new]
-        return lambda: plan(*fresh)
+        return partial(self.plans.Plan(function, new=new, **arguments), *(arguments[n].clone() for n in new))
 
     def times(self, call, plan=None) -> dict:
         """Host and GPU microseconds of a call, of its plan, and of the replay of its graph."""
