@@ -17,7 +17,7 @@ from harness.client import ROOT
 from harness.contract import Contract
 from harness.differential import Example, check, harm
 from harness.findings import CheckOptions, Finding, Found, finding_type
-from harness.generation import Enough, fresh_examples
+from harness.generation import Enough, fresh_examples, shrinking_for
 
 CONFIRM, RERUNS = 4, 20
 MOST_KINDS = 6
@@ -27,7 +27,8 @@ MOST_KINDS = 6
 class Profile:
     """How much a campaign tries. `counted` examples are distinct, supported, and have at least 2 requests.
 
-    `later_seconds` bounds each round that looks past the bugs found so far: a known hang or crash makes examples dear.
+    `later_seconds` bounds each round that looks past the bugs found so far, and `shrink_seconds` the shrinking: a hang or a
+    crash makes examples dear.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Profile:
     database: bool = False
     later_seconds: float = 8.0
     shrink: bool = True
+    shrink_seconds: float = 60.0
 
     @property
     def most(self) -> int:
@@ -46,7 +48,7 @@ PROFILES = {
     "quick": Profile("quick", 60, derandomize=True, later_seconds=4.0),
     "gate": Profile("gate", 220, derandomize=True),
     "dev": Profile("dev", 100, derandomize=False, database=True),
-    "nightly": Profile("nightly", 4000, derandomize=False, database=True, later_seconds=120.0),
+    "nightly": Profile("nightly", 4000, derandomize=False, database=True, later_seconds=120.0, shrink_seconds=300.0),
 }
 
 
@@ -119,7 +121,7 @@ class Campaign:
         self._failed = None
         self._deadline = time.monotonic() + self.profile.later_seconds if self._known else float("inf")
         try:
-            with fresh_examples():
+            with fresh_examples(), shrinking_for(self.profile.shrink_seconds):
                 self._search()
         except _Abort as abort:
             raise abort.args[0] from None

@@ -86,7 +86,7 @@ def outside(session, subject: str, transform: str, strategy, record_property) ->
     if not worker.describe[transform]["provided"]:
         _record(record_property, Row(subject, transform, "outside", NOT_PROVIDED))
         return
-    profile = replace(session.profile, counted=session.profile.counted // 4)
+    profile = replace(session.profile, counted=session.profile.counted // 4, shrink_seconds=15.0)
     rules = session.rules(subject, transform)
     outcome = OutsideCampaign(contract, worker, rules, strategy, profile).run()
     row = Row(subject, transform, "outside", UNCHECKED, seconds=outcome.seconds)

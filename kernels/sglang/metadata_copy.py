@@ -36,7 +36,8 @@ class _Build(types.ModuleType):
 
         major, minor = torch.cuda.get_device_capability()
         lines = [f'#include "{self.folder / "csrc" / file}"' for file in cuda_files]
-        lines += [f"TVM_FFI_DLL_EXPORT_TYPED_FUNC({name}, ({code}));" for name, code in cuda_wrappers]
+        exports = [f"TVM_FFI_DLL_EXPORT_TYPED_FUNC({name}, ({code}));" for name, code in cuda_wrappers]
+        lines += ["namespace sglang {", *exports, "}"]  # where newer versions keep their kernels
         return load_inline(
             "_".join(("sglang", *names)), cuda_sources="\n".join(lines), extra_include_paths=[str(self.folder / "include")],
             extra_cuda_cflags=["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-DSGL_CUDA_ARCH={major}{minor}0"])
@@ -69,7 +70,7 @@ MISSING = {name: reason for name in ("fused_metadata_copy", "fused_metadata_copy
 
 
 def supports(case):
-    """What the kernels take for granted: source rows as wide as the copy, destinations without a pitch, three equal backends."""
+    """What the kernels take for granted: source rows as wide as the copy, destinations without a pitch, three like backends."""
     fields, places = case["case"], case["layout"]["places"]
     if fields["more_columns"]:
         return "page indices as wide as the copy (docstring: [rows, max_len])"
