@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,18 +37,17 @@ def main(path: str) -> None:
         if request["first"]:
             write({"machine": machine(request["device"])})
         if request["first"] and request["subject"] == "kernels":
-            for row in bench.floors():
-                write(row)
-        for k, (name, batch, context) in enumerate(request["rows"]):
+            for floor in bench.floors():
+                write(floor)
+        for name, batch, context in request["rows"]:
             where = {"transform": name, "batch": batch, "context": context}
             write({"started": [name, batch, context]})
             if time.monotonic() > deadline:
                 write({**where, "left_out": f"after {request['seconds']} s of this subject"})
                 continue
+            measure = partial(composite.measure, bench) if name in composite.NAMES else bench.row
             try:
-                measure = composite.measure if name in composite.NAMES else bench.row
-                write({**where, **measure(bench, *where.values())} if name in composite.NAMES else
-                      {**where, **measure(*where.values())})
+                write({**where, **measure(name, batch, context)})
             except Exception as error:  # told in the table, with its last line of code
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 said = str(error).strip().split("\n")[0][:160]

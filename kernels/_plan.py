@@ -9,6 +9,7 @@ and a ready list of raw pointers and numbers; in Triton's interpreter it stays a
     plan(other_seq_lens)
 """
 
+import functools
 import threading
 from bisect import bisect_left
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from triton.runtime.jit import KernelInterface
 from . import _checks as checks
 
 _address = torch.Tensor.data_ptr
+_thread = threading.local()
+MOST_REMEMBERED = 256
 
 
 class Unplannable(ValueError):
@@ -191,6 +194,70 @@ class _Compiled:
                    runtime.launch_exit_hook, *self._values)
 
 
+# -- the plain call -----------------------------------------------------------------------------------------------------
+
+
+def remembered(transform):
+    """`transform`, whose checks and launches are worked out once for every look of its arguments.
+
+    What the checks say depends on addresses, shapes, strides, dtypes and numbers alone, and so does what is launched. A call
+    that looks like an earlier one is launched straight away; only raw addresses are kept, and no tensor is kept alive. In the
+    interpreter every call is made as it is written.
+    """
+    return transform if triton.knobs.runtime.interpret else _remembering(transform)
+
+
+def _remembering(transform):
+    ready: dict[tuple, list | None] = {}
+    make = _Interpreted if triton.knobs.runtime.interpret else _Compiled
+
+    def first(key, arguments: dict):
+        try:
+            recorded, _, returned = _record(transform, arguments)
+        except Unplannable:
+            recorded, returned = None, None
+        if len(ready) >= MOST_REMEMBERED:
+            ready.clear()
+        ready[key] = None if recorded is None or returned is not None else [make(*launch) for launch in recorded]
+        return ready[key]
+
+    @functools.wraps(transform)
+    def call(**arguments):
+        if getattr(_thread, "recording", False):
+            return transform(**arguments)
+        try:
+            key = _look_of(arguments)
+            launches = ready[key] if key in ready else first(key, arguments)
+        except TypeError:  # an argument that has no look, for the transform to refuse or to take
+            launches = None
+        if launches is None:
+            return transform(**arguments)
+        for launch in launches:
+            launch()
+        return None
+
+    return call
+
+
+def _look_of(arguments: dict) -> tuple:
+    look: list = [*arguments]
+    if torch.cuda.is_initialized():
+        look.append(torch.cuda.current_device())
+    for value in arguments.values():
+        if isinstance(value, torch.Tensor):
+            look += (value.data_ptr(), value.shape, value.stride(), value.dtype, value.get_device())
+        elif isinstance(value, (list, tuple)):
+            look.append((type(value), len(value)))
+            for one in value:
+                if isinstance(one, torch.Tensor):
+                    look += (one.data_ptr(), one.shape, one.stride(), one.dtype, one.get_device())
+                else:
+                    look += (type(one), one)
+        else:
+            look += (type(value), value)
+    return tuple(look)
+
+
 # -- binding ------------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +272,13 @@ def _record(transform, arguments: dict) -> tuple[list, dict[str, torch.Tensor], 
     """Make the plain call without launching: its launches, what it writes, what it returns."""
     with _recorder() as launches, checks.watched() as written, _OnlyViews():
         returned = transform(**arguments)
+    known = _flat(arguments).values()
+    given, spans = {id(t) for t in known}, [checks.span(t) for t in known if t.numel()]
+    for _, _, args, _ in launches:
+        for _, view in _tensors_in(args):
+            first, last = checks.span(view)
+            if view.numel() and id(view) not in given and not any(a <= first and last <= b for a, b in spans):
+                raise Unplannable("the call launches a kernel on memory of its own; make the plain call")
     return launches, written, returned
 
 
@@ -218,27 +292,24 @@ def _recorder():
             return stock(kernel, grid)
         return lambda *args, **constants: launches.append((kernel, grid, list(args), constants))
 
-    KernelInterface.__getitem__ = getitem
+    KernelInterface.__getitem__, _thread.recording = getitem, True
     try:
         yield launches
     finally:
-        KernelInterface.__getitem__ = stock
+        KernelInterface.__getitem__, _thread.recording = stock, False
 
 
 def _connect(inputs: list[_New], tensors: dict[str, torch.Tensor], launches: list, recorded: list) -> None:
     """Find the new tensors, and views of them, among the launches' arguments."""
     spans = {one.name: checks.span(tensors[one.name]) for one in inputs if tensors[one.name].numel()}
     known = {id(t) for t in tensors.values()}
-    bound = [checks.span(t) for n, t in tensors.items() if n not in spans and t.numel()]
     for launch, (_, _, args, _) in zip(launches, recorded):
         for path, value in _tensors_in(args):
             first, last = checks.span(value)
             owner = next((one for one in inputs if value is tensors[one.name]), None)
             if owner is None and id(value) not in known and value.numel():
-                within = [one for one in inputs if one.size and spans[one.name][0] <= first and last <= spans[one.name][1]]
-                if not within and not any(a <= first and last <= b for a, b in bound):
-                    raise Unplannable("the call launches a kernel on memory of its own; make the plain call")
-                owner = within[0] if within else None
+                owner = next((one for one in inputs if one.size and spans[one.name][0] <= first and last <= spans[one.name][1]),
+                             None)
             if owner is not None:
                 if value.dtype != owner.dtype:
                     raise Unplannable(f"the call views {owner.name} as {value.dtype}; leave it out of new")

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._plan import remembered
 
-BLOCK, DRAFT_BLOCK, BLOCK_REQUESTS = 1024, 512, 32
-PROGRAMS, LEAST_SPLITS = 1024, 32
+BLOCK, DRAFT_BLOCK, BLOCK_REQUESTS, MOST_SPLITS = 1024, 512, 32, 32
 MOST_PAGE_SIZE = 4096
 
 
@@ -46,6 +46,7 @@ def _flashinfer(req_to_token, req_pool_indices, lens, indptr, starts, out, slots
         tl.store(out + first + token, tokens, mask=held)
 
 
+@remembered
 def create_flashinfer_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_lens, kv_indptr, kv_start_idx, kv_indices,
                                  bs):
     """Gather every request's KV slots into one ragged list (oracles/kv_indices.py has the contract).
@@ -69,7 +70,7 @@ def create_flashinfer_kv_indices(*, req_to_token, req_pool_indices, paged_kernel
     if bs == 0:
         return
     starts = paged_kernel_lens if kv_start_idx is None else kv_start_idx
-    splits = _splits(min(columns, kv_indices.numel()), BLOCK, bs)
+    splits = _splits(min(columns, kv_indices.numel()), BLOCK)
     _flashinfer[(bs, splits)](
         req_to_token, req_pool_indices, paged_kernel_lens, kv_indptr, starts, kv_indices, slots, columns, kv_indices.numel(),
         req_to_token.stride(0), req_to_token.stride(1), req_pool_indices.stride(0), paged_kernel_lens.stride(0),
@@ -94,6 +95,7 @@ def _flashmla(req_to_token, req_pool_indices, lens, starts, out, slots, columns,
         tl.store(target + page * out_column_stride, tokens // PAGE_SIZE, mask=page < pages)
 
 
+@remembered
 def create_flashmla_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_lens, kv_start_idx, kv_indices, bs, page_size):
     """Fill a block table with the page of every `page_size`-th token.
 
@@ -117,7 +119,7 @@ def create_flashmla_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_l
         return
     starts = paged_kernel_lens if kv_start_idx is None else kv_start_idx
     width = min(kv_indices.shape[1], triton.cdiv(columns, page_size))
-    _flashmla[(bs, _splits(width, BLOCK, bs))](
+    _flashmla[(bs, _splits(width, BLOCK))](
         req_to_token, req_pool_indices, paged_kernel_lens, starts, kv_indices, slots, columns, width,
         req_to_token.stride(0), req_to_token.stride(1), req_pool_indices.stride(0), paged_kernel_lens.stride(0),
         starts.stride(0), kv_indices.stride(0), kv_indices.stride(1), PAGE_SIZE=page_size,
@@ -188,6 +190,7 @@ def _draft_decode(req_to_token, req_pool_indices, lens, positions, kv_indices, k
                      (end + (z + 1) * (steps + 1)).to(tl.int32), mask=steps < num_steps)
 
 
+@remembered
 def generate_draft_decode_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_lens, positions, kv_indices, kv_indptr,
                                      num_seqs, topk, num_steps, page_size):
     """Fill every draft step's KV slots and branch ends; kv_indptr[:, 0] stays (oracles/kv_indices.py has the contract).
@@ -217,7 +220,7 @@ def generate_draft_decode_kv_indices(*, req_to_token, req_pool_indices, paged_ke
     if num_seqs == 0:
         return
     width = kv_indices.shape[1]
-    _draft_decode[(num_seqs, _splits(min(columns, width), DRAFT_BLOCK, num_seqs))](
+    _draft_decode[(num_seqs, _splits(min(columns, width), DRAFT_BLOCK))](
         req_to_token, req_pool_indices, paged_kernel_lens, positions, kv_indices, kv_indptr, num_seqs, topk, num_steps,
         page_size, slots, columns, width, req_to_token.stride(0), req_to_token.stride(1), req_pool_indices.stride(0),
         paged_kernel_lens.stride(0), positions.stride(0), kv_indices.stride(0), kv_indices.stride(1), kv_indptr.stride(0),
@@ -242,9 +245,8 @@ def draft_decode_slices(*, seq_lens, seq_lens_sum, topk, num_steps, row_width):
     return [[branches + 1, topk * seq_lens_sum + branches * (step + 1)] for step in range(num_steps - 1)]
 
 
-def _splits(cells: int, block: int, rows: int) -> int:
-    """Programs that share the cells of a row: one per block, if that does not make too many."""
-    return max(1, min(triton.cdiv(cells, block), max(LEAST_SPLITS, PROGRAMS // rows)))
+def _splits(cells: int, block: int) -> int:
+    return max(1, min(triton.cdiv(cells, block), MOST_SPLITS))
 
 
 def _given(inputs: dict) -> dict:

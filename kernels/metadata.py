@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._plan import remembered
 
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
 BLOCK_REQUESTS, BLOCK_ROWS, BLOCK_COLUMNS = 64, 64, 1024
@@ -146,6 +147,7 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
                 _store_rows(real_page_table, real_strides, rows_before, rows, column, tokens // page_size, column < count)
 
 
+@remembered
 def decode_metadata(*, seq_lens, req_pool_indices, req_to_token, cache_seqlens, cu_seqlens_k, nsa_cache_seqlens,
                     nsa_cu_seqlens_k, page_table_1, real_page_table, bs, max_len, index_topk, page_size):
     """Metadata of a decode step into the buffers of every backend (oracles/metadata.py has the contract).
@@ -167,6 +169,7 @@ def decode_metadata(*, seq_lens, req_pool_indices, req_to_token, cache_seqlens, 
           may_alias={frozenset(("cache_seqlens", "seq_lens")), frozenset(("cache_seqlens",))})
 
 
+@remembered
 def target_verify_metadata(*, seq_lens, req_pool_indices, req_to_token, cache_seqlens, cu_seqlens_k, seqlens_expanded,
                            nsa_cache_seqlens, nsa_cu_seqlens_k, page_table_1, real_page_table, paged_mqa_ctx_lens_2d, bs,
                            max_len, index_topk, page_size, draft_tokens):
@@ -185,6 +188,7 @@ def target_verify_metadata(*, seq_lens, req_pool_indices, req_to_token, cache_se
     _fill(TARGET_VERIFY, inputs, outputs, bs, rows, max_len, index_topk, page_size, draft_tokens)
 
 
+@remembered
 def draft_extend_metadata(*, seq_lens, extend_seq_lens, req_pool_indices, req_to_token, cache_seqlens, cu_seqlens_k,
                           seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k, page_table_1, real_page_table, bs,
                           total_len, max_len, index_topk, page_size, max_extend_len, static_extend_len):

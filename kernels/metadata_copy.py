@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._plan import remembered
 
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
 BLOCK_ITEMS, TILE, MOST_ROWS, MOST_PROGRAMS = 256, 2048, 16, 1024
@@ -79,6 +80,7 @@ def _copy(cache, cu, expanded, nsa, nsa_cu, splits, plan, wide, real,
                     _block(real, row, first, pages, rows, real_aligned, BLOCK_COLUMNS)
 
 
+@remembered
 def fused_metadata_copy(*, cache_seqlens_src, cu_seqlens_k_src, page_indices_src, nsa_cache_seqlens_src,
                         seqlens_expanded_src, nsa_cu_seqlens_k_src, real_page_table_src, flashmla_num_splits_src,
                         flashmla_metadata_src, cache_seqlens_dst, cu_seqlens_k_dst, page_table_1_dst, nsa_cache_seqlens_dst,
@@ -127,6 +129,7 @@ def fused_metadata_copy(*, cache_seqlens_src, cu_seqlens_k_src, page_indices_src
     _fill(sources, groups, bs, seqlens_expanded_size, max_seqlen_k, by_table=True)
 
 
+@remembered
 def fused_metadata_copy_multi(*, cache_seqlens_src, cu_seqlens_k_src, page_indices_src, nsa_cache_seqlens_src,
                               nsa_cu_seqlens_k_src, real_page_table_src, flashmla_num_splits_src, flashmla_metadata_src,
                               cache_seqlens_dst, cu_seqlens_k_dst, page_table_1_dst, nsa_cache_seqlens_dst,

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._plan import remembered
 
-BLOCK_REQUESTS, BLOCK_TOKENS, BLOCK_COLUMNS = 32, 128, 1024
-PROGRAMS, LEAST_SPLITS = 1024, 32
+BLOCK_REQUESTS, BLOCK_TOKENS, BLOCK_COLUMNS, MOST_SPLITS = 32, 128, 1024, 32
 
 
 @triton.jit(do_not_specialize=["bs", "slots", "total_rows", "draft_tokens", "max_len", "token_stride_0", "token_stride_1",
@@ -65,6 +65,7 @@ def _gather_page_table(req_to_token, req_pool_indices, cache_seqlens, row_repeat
                 tl.store(out + (first + r) * out_stride_0 + column * out_stride_1, tokens, mask=column < length)
 
 
+@remembered
 def gather_page_table(*, req_to_token, req_pool_indices, cache_seqlens, row_repeats, bs_idx, page_table_1, bs, total_rows,
                       draft_tokens, max_len):
     """Fill the live prefix of `page_table_1[:total_rows]` with the KV slots of the rows' requests (oracles/page_table.py).
@@ -99,7 +100,7 @@ def gather_page_table(*, req_to_token, req_pool_indices, cache_seqlens, row_repe
         return
     repeats = req_pool_indices if row_repeats is None else row_repeats
     chosen = req_pool_indices if bs_idx is None else bs_idx
-    _gather_page_table[(places, _splits(max_len, places))](
+    _gather_page_table[(places, _splits(max_len))](
         req_to_token, req_pool_indices, cache_seqlens, repeats, chosen, page_table_1,
         bs, req_to_token.shape[0], total_rows, draft_tokens, max_len,
         *req_to_token.stride(), req_pool_indices.stride(0), cache_seqlens.stride(0), repeats.stride(0), chosen.stride(0),
@@ -123,6 +124,7 @@ def _real_page_table(table, out, pages, page_size, table_stride_0, table_stride_
         tl.store(out + row * out_stride_0 + page * out_stride_1, number.to(tl.int32), mask=page < pages)
 
 
+@remembered
 def real_page_table(*, page_table_1, real_page_table, page_size):
     """Fill `real_page_table[:rows, :ceil(columns / page_size)]` with the pages of every page_size-th column.
 
@@ -139,7 +141,7 @@ def real_page_table(*, page_table_1, real_page_table, page_size):
     _output("real_page_table", real_page_table, (rows, pages), device, {"page_table_1": page_table_1})
     if rows == 0 or pages == 0:
         return
-    _real_page_table[(rows, _splits(pages, rows))](page_table_1, real_page_table, pages, page_size, *page_table_1.stride(),
+    _real_page_table[(rows, _splits(pages))](page_table_1, real_page_table, pages, page_size, *page_table_1.stride(),
                                              *real_page_table.stride(), BLOCK=BLOCK_COLUMNS)
 
 
@@ -169,6 +171,7 @@ def _page_table_1_flattened(table, lengths, out, max_len, total_len, table_strid
         tl.store(out + first + column, tokens, mask=(column < length) & (first + column < total_len))
 
 
+@remembered
 def page_table_1_flattened(*, page_table_1, seq_lens, page_table_1_flattened, bs, max_len, total_len):
     """Fill `page_table_1_flattened[:total_len]` with the live prefixes of the rows.
 
@@ -187,7 +190,7 @@ def page_table_1_flattened(*, page_table_1, seq_lens, page_table_1_flattened, bs
             {"page_table_1": page_table_1, "seq_lens": seq_lens})
     if bs == 0 or max_len == 0 or total_len == 0:
         return
-    _page_table_1_flattened[(bs, _splits(max_len, bs))](
+    _page_table_1_flattened[(bs, _splits(max_len))](
         page_table_1, seq_lens, page_table_1_flattened, max_len, total_len, *page_table_1.stride(), seq_lens.stride(0),
         BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK=BLOCK_COLUMNS)
 
@@ -205,6 +208,7 @@ def _topk_indices_offset(starts, extends, out, total_len, start_stride, extend_s
         tl.store(out + first + token, token * 0 + key, mask=(token < extend) & (first + token < total_len))
 
 
+@remembered
 def topk_indices_offset(*, cu_seqlens_k, extend_seq_lens, topk_indices_offset, bs, total_len):
     """Fill `topk_indices_offset[:total_len]` with the first key of every query token's request.
 
@@ -245,6 +249,7 @@ def _prefix_sums(lengths, out, stride, n, BLOCK: tl.constexpr):
         total += tl.sum(x, 0)
 
 
+@remembered
 def cu_seqlens_q(*, extend_seq_lens, cu_seqlens_q, mode, bs, draft_tokens, extend_num_tokens):
     """Fill `cu_seqlens_q[:n + 1]` with where its n query sequences start, and the total.
 
@@ -297,9 +302,9 @@ def _output(name: str, value, least: tuple[int, ...], device, inputs: dict) -> N
     checks.apart({name: value}, inputs)
 
 
-def _splits(columns: int, rows: int) -> int:
-    """Programs that share the columns of a row: one per block, if that does not make too many."""
-    return min(triton.cdiv(columns, BLOCK_COLUMNS), max(LEAST_SPLITS, PROGRAMS // rows))
+def _splits(columns: int) -> int:
+    """Programs that share the columns of a row."""
+    return min(triton.cdiv(columns, BLOCK_COLUMNS), MOST_SPLITS)
 
 
 def _length(name: str, value) -> int:

@@ -23,7 +23,8 @@ from harness.contract import Role  # noqa: E402
 from harness.worker import interpreter  # noqa: E402
 
 interpreter.loop_bounds_from_memory(importlib.import_module("triton.runtime.interpreter"))
-Plan = importlib.import_module("planned._plan").Plan
+_plan = importlib.import_module("planned._plan")
+Plan = _plan.Plan
 UNSET = 77
 
 
@@ -87,6 +88,38 @@ def misuses() -> dict:
     }
 
 
+def remembered() -> dict:
+    """What a call that remembers its checks makes of calls that look alike, and of those that do not."""
+    runs: list[int] = []
+
+    def counted(**given):
+        runs.append(1)
+        function("cu_seqlens")(**given)
+
+    def checked(call, **given) -> list:
+        """How often the transform has run so far, and what came."""
+        told = outcome(lambda: call(**given))
+        return [len(runs), told or given["cu_seqlens"].tolist()]
+
+    call, lengths, sums = _plan._remembering(counted), ints(1, 2), torch.zeros(3, dtype=torch.int32)
+    results = {"first": checked(call, seqlens=lengths, cu_seqlens=sums)}
+    lengths += 3
+    results["other contents"] = checked(call, seqlens=lengths, cu_seqlens=sums)
+    results["another place"] = checked(call, seqlens=ints(7, 7), cu_seqlens=sums)
+    results["a shorter output"] = checked(call, seqlens=lengths, cu_seqlens=sums[:2])
+    results["refused again"] = checked(call, seqlens=lengths, cu_seqlens=sums[:2])
+    numbers = _plan._remembering(function("nsa_cache_seqlens"))
+    given = arguments("nsa_cache_seqlens") | {"padded_rows": 1}
+    numbers(**given)
+    results["True for 1"] = outcome(lambda: numbers(**given | {"padded_rows": True}))
+    memory = torch.arange(64 * 8 * 64 + 1, dtype=torch.float32)
+    copying = _plan._remembering(function("update_rope_guarded"))
+    for _ in range(2):  # a call that copies is made plainly, every time
+        copying(**{**overlapping(), "memory": memory})
+    results["a copy in the call"] = memory[:3].tolist()
+    return results
+
+
 def overlapping() -> dict:
     """A write-back between overlapping views that are too large for one program."""
     shape = (64, 8, 64)
@@ -102,4 +135,5 @@ def outcome(use) -> object:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"agrees": {n: agrees(n) for n in sizes.SIZES}, "uses": {n: outcome(u) for n, u in misuses().items()}}))
+    print(json.dumps({"agrees": {n: agrees(n) for n in sizes.SIZES}, "remembered": remembered(),
+                      "uses": {n: outcome(u) for n, u in misuses().items()}}))

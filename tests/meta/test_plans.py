@@ -53,6 +53,20 @@ def test_nothing_is_written_by_binding_or_by_a_refused_call(came):
     assert came["uses"]["after the misuses"] == [0, 1, 3, 6, 10, 77, 77, 77, 77]
 
 
+def test_a_plain_call_that_looks_like_an_earlier_one_is_not_checked_again(came):
+    found = came["remembered"]
+    assert found["first"] == [1, [0, 1, 3]]
+    assert found["other contents"] == [1, [0, 4, 9]]
+    assert found["another place"] == [2, [0, 7, 14]]
+
+
+def test_a_plain_call_that_looks_different_is_checked(came):
+    found = came["remembered"]
+    assert "cu_seqlens must be at least (3,), got (2,)" in found["a shorter output"][1] == found["refused again"][1]
+    assert "padded_rows must be an integer of at least 0, got True" in found["True for 1"]
+    assert found["a copy in the call"] == [2.0, 3.0, 4.0]
+
+
 def test_the_subject_plans_shows_a_plan_that_keeps_the_old_tensor(faulty):
     found = check(Example((CuSeqlens((3, 5)),)), faulty("stale_plans.py", "cu_seqlens"), {})
     assert {f.check for f in found} == {"states"}, found
