@@ -9,6 +9,8 @@ from harness import registry
 OWN, EAGER = "kernels", "eager"
 PLOTTED = ("decode_metadata", "target_verify_metadata", "draft_extend_metadata", "fused_metadata_copy_multi",
            "gather_page_table", "create_flashinfer_kv_indices", "page_table_1_flattened")
+_FEW_PROGRAMS = "a program per 16 tokens and 16 heads, each of which walks the whole hidden size alone"
+WHY_SLOWER = {"project_and_scale_head_gates": _FEW_PROGRAMS, "logits_head_gate": _FEW_PROGRAMS}
 
 
 class Results:
@@ -95,7 +97,8 @@ def remark(results: Results, transform: str, size: Size) -> str:
     for what, mine in (("host", best), ("gpu", row.get("gpu", {}).get("median"))):
         theirs = results.median(EAGER, transform, size, what)
         if mine is not None and theirs is not None and mine > 1.05 * theirs:
-            said.append(f"slower than eager ({'GPU' if what == 'gpu' else what} {mine / theirs:.2f}x)")
+            why = f": {WHY_SLOWER[transform]}" if transform in WHY_SLOWER and what == "gpu" else ""
+            said.append(f"slower than eager ({'GPU' if what == 'gpu' else what} {mine / theirs:.2f}x){why}")
     for subject in (OWN, EAGER, *results.upstreams):
         why = _why(results, subject, transform, size)
         if why and not why.startswith("not provided"):

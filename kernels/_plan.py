@@ -102,7 +102,7 @@ class _New:
         self.device, self.first = tensor.get_device(), tensor.data_ptr()
         first, last = checks.span(tensor)
         self.size = last - first if tensor.numel() else 0
-        self.starts, self.ends = spans
+        self.starts, self.ends = spans if self.size else ([], [])
         # Code compiled for a pointer that is a multiple of 16 bytes loads 16 bytes at once, and faults on any other; code
         # compiled for any other pointer takes all. Views of the tensor have the same bits if the tensor has.
         self.fixed_bits = 0
