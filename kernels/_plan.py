@@ -1,34 +1,21 @@
 """Plans: a transform bound once to persistent buffers, then launched with only the tensors that are new.
 
-Checking thirty tensors in Python costs many times what a launch costs, so checks cannot be on the hot path. Binding a plan
-runs the plain, checked call with Triton's `kernel[grid]` replaced by a recorder: every check is made, and what the plan
-launches later is exactly what the plain call would have launched. On a GPU a recorded launch becomes the compiled kernel
-and a ready list of raw pointers and numbers; in Triton's interpreter it stays a plain launch.
+Checking thirty tensors in Python costs many times what a launch costs, so checks cannot be on the hot path. They are made
+when a plan is bound; a call compares the new tensors with those that were bound, and launches.
 
     plan = Plan(decode_metadata, new=("seq_lens",), seq_lens=seq_lens, req_pool_indices=..., ...)
     plan(other_seq_lens)
 """
 
-import functools
-import threading
 from bisect import bisect_left
-from contextlib import contextmanager
 
 import torch
-import triton
-from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime import driver
-from triton.runtime.jit import KernelInterface
 
 from . import _checks as checks
+from . import _launch
+from ._launch import Unplannable
 
 _address = torch.Tensor.data_ptr
-_thread = threading.local()
-MOST_REMEMBERED = 256
-
-
-class Unplannable(ValueError):
-    """The transform does more than launch kernels on its arguments: it copies, allocates or computes with torch."""
 
 
 class Plan:
@@ -49,8 +36,8 @@ class Plan:
     """
 
     def __init__(self, transform, *, new: tuple[str, ...] = (), **arguments):
-        recorded, self.written, self._returned = _record(transform, arguments)
-        tensors = _flat(arguments)
+        recorded, self.written, self._returned = _launch.record(transform, arguments)
+        tensors = _launch.flat(arguments)
         for name in new:
             if not isinstance(arguments.get(name), torch.Tensor):
                 raise ValueError(f"new names {name!r}, which is no tensor argument of {transform.__name__}")
@@ -59,8 +46,7 @@ class Plan:
         bound = {n: t for n, t in tensors.items() if n not in new}
         self._names, self._bound = list(bound), list(bound.values())
         self._addresses = [t.data_ptr() for t in self._bound]
-        make = _Interpreted if triton.knobs.runtime.interpret else _Compiled
-        self._launches = [make(*launch) for launch in recorded]
+        self._launches = [_launch.launch(*one) for one in recorded]
         self.launches = len(recorded)
         spans = _merged([checks.span(t) for t in self.written.values() if t.numel()])
         self._inputs = [_New(n, tensors[n], spans) for n in new]
@@ -128,183 +114,12 @@ class _New:
         return pointer
 
 
-class _Interpreted:
-    """A launch in Triton's interpreter."""
-
-    def __init__(self, kernel, grid, args: list, constants: dict):
-        self._launch, self._args, self._constants = kernel[grid], list(args), constants
-
-    def putter(self, path: tuple[int, ...], view: torch.Tensor, offset: int):
-        """A function that puts a new tensor, or its view that begins `offset` bytes into it, where `view` is."""
-        shape, strides = view.shape, view.stride()
-
-        def put(tensor: torch.Tensor, pointer: int) -> None:
-            if shape != tensor.shape or strides != tensor.stride():
-                tensor = tensor.as_strided(shape, strides, tensor.storage_offset() + offset // tensor.element_size())
-            _set(self._args, path, tensor)
-
-        return put
-
-    def __call__(self) -> None:
-        self._launch(*self._args, **self._constants)
-
-
-class _Compiled:
-    """A launch on a GPU: the compiled kernel and its arguments, tensors as raw pointers.
-
-    Triton's own launch binds, specialises and hashes every argument to find the compiled kernel. Here that was done once,
-    and no later call can need another one: numbers stay as they were, and the new pointers are held to the old alignment.
-    Given raw pointers, the launcher does not ask the driver about each of them either.
-    """
-
-    def __init__(self, kernel, grid, args: list, constants: dict):
-        self._grid, self._device = (*grid, 1, 1)[:3], torch.cuda.current_device()
-        self._kernel = kernel.run(*args, grid=grid, warmup=True, **constants)
-        launcher = self._kernel.run  # loads the binary
-        given = dict(zip(kernel.arg_names, args)) | constants
-        self._values = [_pointers(given.get(p.name, p.default)) for p in kernel.params]
-        self._short = None
-        if triton.__version__.startswith("3.6.") and not launcher.global_scratch_size + launcher.profile_scratch_size:
-            # What CudaLauncher.__call__ comes to when a kernel needs no scratch memory.
-            self._short = launcher.launch
-            self._head = [*self._grid, 0, self._kernel.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None,
-                          None, self._kernel.packed_metadata, None, None, None]
-
-    def putter(self, path: tuple[int, ...], view: torch.Tensor, offset: int):
-        """As of `_Interpreted`; all but a few tensors stand outside of tuples, where putting them costs nothing."""
-        values, index = self._values, path[0]
-
-        def put(tensor: torch.Tensor, pointer: int) -> None:
-            values[index] = pointer + offset
-
-        return put if len(path) == 1 else lambda tensor, pointer: _set(values, path, pointer + offset)
-
-    def __call__(self) -> None:
-        if self._device != (current := torch.cuda.current_device()):
-            raise ValueError(f"the plan was bound on cuda:{self._device}, and the current device is cuda:{current}")
-        stream = driver.active.get_current_stream(current)
-        hook = triton.knobs.runtime.launch_enter_hook
-        if self._short is not None and (hook is None or not getattr(hook, "calls", True)):
-            self._head[3] = stream
-            self._short(*self._head, *self._values)
-            return
-        kernel, runtime = self._kernel, triton.knobs.runtime
-        metadata = kernel.launch_metadata(self._grid, stream, *self._values)
-        kernel.run(*self._grid, stream, kernel.function, kernel.packed_metadata, metadata, runtime.launch_enter_hook,
-                   runtime.launch_exit_hook, *self._values)
-
-
-# -- the plain call -----------------------------------------------------------------------------------------------------
-
-
-def remembered(transform):
-    """`transform`, whose checks and launches are worked out once for every look of its arguments.
-
-    What the checks say depends on addresses, shapes, strides, dtypes and numbers alone, and so does what is launched. A call
-    that looks like an earlier one is launched straight away; only raw addresses are kept, and no tensor is kept alive. In the
-    interpreter every call is made as it is written.
-    """
-    return transform if triton.knobs.runtime.interpret else _remembering(transform)
-
-
-def _remembering(transform):
-    ready: dict[tuple, list | None] = {}
-    make = _Interpreted if triton.knobs.runtime.interpret else _Compiled
-
-    def first(key, arguments: dict):
-        try:
-            recorded, _, returned = _record(transform, arguments)
-        except Unplannable:
-            recorded, returned = None, None
-        if len(ready) >= MOST_REMEMBERED:
-            ready.clear()
-        ready[key] = None if recorded is None or returned is not None else [make(*launch) for launch in recorded]
-        return ready[key]
-
-    @functools.wraps(transform)
-    def call(**arguments):
-        if getattr(_thread, "recording", False):
-            return transform(**arguments)
-        try:
-            key = _look_of(arguments)
-            launches = ready[key] if key in ready else first(key, arguments)
-        except TypeError:  # an argument that has no look, for the transform to refuse or to take
-            launches = None
-        if launches is None:
-            return transform(**arguments)
-        for launch in launches:
-            launch()
-        return None
-
-    return call
-
-
-def _look_of(arguments: dict) -> tuple:
-    look: list = [*arguments]
-    if torch.cuda.is_initialized():
-        look.append(torch.cuda.current_device())
-    for value in arguments.values():
-        if isinstance(value, torch.Tensor):
-            look += (value.data_ptr(), value.shape, value.stride(), value.dtype, value.get_device())
-        elif isinstance(value, (list, tuple)):
-            look.append((type(value), len(value)))
-            for one in value:
-                if isinstance(one, torch.Tensor):
-                    look += (one.data_ptr(), one.shape, one.stride(), one.dtype, one.get_device())
-                else:
-                    look += (type(one), one)
-        else:
-            look += (type(value), value)
-    return tuple(look)
-
-
-# -- binding ------------------------------------------------------------------------------------------------------------
-
-
-class _OnlyViews(TorchDispatchMode):
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if not operation.is_view:
-            raise Unplannable(f"the call uses {operation}, which a plan would not repeat; make the plain call")
-        return operation(*args, **(kwargs or {}))
-
-
-def _record(transform, arguments: dict) -> tuple[list, dict[str, torch.Tensor], object]:
-    """Make the plain call without launching: its launches, what it writes, what it returns."""
-    with _recorder() as launches, checks.watched() as written, _OnlyViews():
-        returned = transform(**arguments)
-    known = _flat(arguments).values()
-    given, spans = {id(t) for t in known}, [checks.span(t) for t in known if t.numel()]
-    for _, _, args, _ in launches:
-        for _, view in _tensors_in(args):
-            first, last = checks.span(view)
-            if view.numel() and id(view) not in given and not any(a <= first and last <= b for a, b in spans):
-                raise Unplannable("the call launches a kernel on memory of its own; make the plain call")
-    return launches, written, returned
-
-
-@contextmanager
-def _recorder():
-    """`kernel[grid](...)` of this thread is noted, and not launched."""
-    stock, here, launches = KernelInterface.__getitem__, threading.get_ident(), []
-
-    def getitem(kernel, grid):
-        if threading.get_ident() != here:
-            return stock(kernel, grid)
-        return lambda *args, **constants: launches.append((kernel, grid, list(args), constants))
-
-    KernelInterface.__getitem__, _thread.recording = getitem, True
-    try:
-        yield launches
-    finally:
-        KernelInterface.__getitem__, _thread.recording = stock, False
-
-
 def _connect(inputs: list[_New], tensors: dict[str, torch.Tensor], launches: list, recorded: list) -> None:
     """Find the new tensors, and views of them, among the launches' arguments."""
     spans = {one.name: checks.span(tensors[one.name]) for one in inputs if tensors[one.name].numel()}
     known = {id(t) for t in tensors.values()}
     for launch, (_, _, args, _) in zip(launches, recorded):
-        for path, value in _tensors_in(args):
+        for path, value in _launch.tensors_in(args):
             first, last = checks.span(value)
             owner = next((one for one in inputs if value is tensors[one.name]), None)
             if owner is None and id(value) not in known and value.numel():
@@ -315,41 +130,6 @@ def _connect(inputs: list[_New], tensors: dict[str, torch.Tensor], launches: lis
                     raise Unplannable(f"the call views {owner.name} as {value.dtype}; leave it out of new")
                 owner.puts.append(launch.putter(path, value, first - owner.first))
                 owner.fixed_bits |= 0 if first % 16 else 15
-
-
-def _flat(arguments: dict) -> dict[str, torch.Tensor]:
-    """Every tensor of a call by name; those of a list are numbered."""
-    flat = {}
-    for name, value in arguments.items():
-        if isinstance(value, torch.Tensor):
-            flat[name] = value
-        elif isinstance(value, (list, tuple)):
-            flat.update({f"{name}[{b}]": t for b, t in enumerate(value) if isinstance(t, torch.Tensor)})
-    return flat
-
-
-def _tensors_in(values, path=()):
-    for i, value in enumerate(values):
-        if isinstance(value, torch.Tensor):
-            yield (*path, i), value
-        elif isinstance(value, tuple):
-            yield from _tensors_in(value, (*path, i))
-
-
-def _pointers(value):
-    if isinstance(value, torch.Tensor):
-        return value.data_ptr()
-    return tuple(map(_pointers, value)) if isinstance(value, tuple) else value
-
-
-def _set(values: list, path: tuple[int, ...], value) -> None:
-    """Set the entry at `path` of nested tuples; the outermost is a list."""
-    first, *rest = path
-    if rest:
-        inner = list(values[first])
-        _set(inner, tuple(rest), value)
-        value = tuple(inner)
-    values[first] = value
 
 
 def _merged(spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:

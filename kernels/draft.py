@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 BLOCK, BLOCK_REQUESTS = 128, 32
 COST = {"assign_draft_cache_locs": {"launches": 2}}

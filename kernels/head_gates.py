@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 BFLOAT16 = (torch.bfloat16,)
 FLOAT32 = (torch.float32,)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 HEAD_DIM, SCALE_BYTES = 128, 4
 TOKEN_BYTES = HEAD_DIM + SCALE_BYTES

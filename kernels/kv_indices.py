@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 BLOCK, DRAFT_BLOCK, BLOCK_REQUESTS, MOST_SPLITS = 1024, 512, 32, 32
 MOST_PAGE_SIZE = 4096

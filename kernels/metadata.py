@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
 BLOCK_REQUESTS, BLOCK_ROWS, BLOCK_COLUMNS = 64, 64, 1024

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
 BLOCK_ITEMS, TILE, MOST_ROWS, MOST_PROGRAMS = 256, 2048, 16, 1024

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 MODES = ("decode", "target_verify", "draft_extend", "extend")
 TRTLLM_TOKENS, WRITER_TOKENS = 128, 4096

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 BYTES_PER_LOGIT = 4
 SKIP_BELOW = 8_000_000

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 BLOCK_REQUESTS, BLOCK_TOKENS, BLOCK_COLUMNS, MOST_SPLITS = 32, 128, 1024, 32
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 SPLIT = 256
 BLOCK_ENTRIES, BLOCK_ROWS = 64, 256

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 
 @triton.jit(do_not_specialize=["extend_stride", "seq_stride", "total_len"])

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
-from ._plan import remembered
+from ._launch import remembered
 
 COPY, TABLE, OFFSET, PAGES = 0, 1, 2, 3  # what stands for a position: itself, its slot, its ragged position, its page's slot
 OWN_ROW, BY_SUMS = 0, 1  # whose row of the table: the token's own, or its request's by cu_seqlens_q

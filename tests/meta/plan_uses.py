@@ -23,8 +23,8 @@ from harness.contract import Role  # noqa: E402
 from harness.worker import interpreter  # noqa: E402
 
 interpreter.loop_bounds_from_memory(importlib.import_module("triton.runtime.interpreter"))
-_plan = importlib.import_module("planned._plan")
-Plan = _plan.Plan
+Plan = importlib.import_module("planned._plan").Plan
+remembering = importlib.import_module("planned._launch")._remembering
 UNSET = 77
 
 
@@ -101,19 +101,19 @@ def remembered() -> dict:
         told = outcome(lambda: call(**given))
         return [len(runs), told or given["cu_seqlens"].tolist()]
 
-    call, lengths, sums = _plan._remembering(counted), ints(1, 2), torch.zeros(3, dtype=torch.int32)
+    call, lengths, sums = remembering(counted), ints(1, 2), torch.zeros(3, dtype=torch.int32)
     results = {"first": checked(call, seqlens=lengths, cu_seqlens=sums)}
     lengths += 3
     results["other contents"] = checked(call, seqlens=lengths, cu_seqlens=sums)
     results["another place"] = checked(call, seqlens=ints(7, 7), cu_seqlens=sums)
     results["a shorter output"] = checked(call, seqlens=lengths, cu_seqlens=sums[:2])
     results["refused again"] = checked(call, seqlens=lengths, cu_seqlens=sums[:2])
-    numbers = _plan._remembering(function("nsa_cache_seqlens"))
+    numbers = remembering(function("nsa_cache_seqlens"))
     given = arguments("nsa_cache_seqlens") | {"padded_rows": 1}
     numbers(**given)
     results["True for 1"] = outcome(lambda: numbers(**given | {"padded_rows": True}))
     memory = torch.arange(64 * 8 * 64 + 1, dtype=torch.float32)
-    copying = _plan._remembering(function("update_rope_guarded"))
+    copying = remembering(function("update_rope_guarded"))
     for _ in range(2):  # a call that copies is made plainly, every time
         copying(**{**overlapping(), "memory": memory})
     results["a copy in the call"] = memory[:3].tolist()
