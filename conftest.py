@@ -31,7 +31,7 @@ WORKERS = pytest.StashKey[dict]()
 
 def pytest_addoption(parser):
     group = parser.getgroup("plumbline")
-    group.addoption("--subject", action="append", help="whose kernels: kernels, eager, sglang, a .py file or a module")
+    group.addoption("--subject", action="append", help="whose kernels: kernels, plans, eager, sglang, a .py file or a module")
     group.addoption("--subject-python", default=sys.executable, help="the interpreter that holds the subjects")
     group.addoption("--subject-path", action="append", default=[], help="a folder to import subjects from")
     group.addoption("--variant", action="append", default=[], help="CONTRACT:RULE=CHOICE, over what the subject declares")

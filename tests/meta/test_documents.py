@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import __main__ as bench
 from ci import released, sanitizer
 from harness import gate, mutate, replay
 from harness.fleet import main as campaigns
@@ -21,8 +22,8 @@ PAGES = ("README.md", "docs/tutorial.md", "docs/howto.md", "docs/reference.md", 
          "docs/mutation.md", "docs/campaigns.md", "CONTRIBUTING.md")
 FENCE = re.compile(r"^```(\S+)[ ]?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PARSERS = {"ci/gate": gate.arguments, "ci/replay": replay.arguments, "ci/sanitize": sanitizer.arguments,
-           "ci/releases": released.arguments, "ci/mutate": mutate.arguments,
-           "ci/campaign": campaigns.arguments}
+           "ci/releases": released.arguments, "ci/mutate": mutate.arguments, "ci/campaign": campaigns.arguments,
+           "ci/bench": bench.arguments}
 
 
 def blocks(page: str):
