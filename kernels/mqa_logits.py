@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 BYTES_PER_LOGIT = 4
 SKIP_BELOW = 8_000_000
@@ -148,6 +149,7 @@ def _mqa_logits(q, k, k_scale, weights, ks, ke, logits, rows, keys, heads, head_
         tl.store(out, scores, mask=seen)
 
 
+@remembered
 def mqa_logits(*, q, k, k_scale, weights, ks, ke, logits, clean_logits):
     """Fill `logits[:rows, :keys]`, with rows = len(ks) and keys = len(k_scale) (oracles/mqa_logits.py).
 
@@ -280,6 +282,7 @@ def _topk(logits, ks, lengths, name, owner, out, first_row, rows, keys, topk, lo
                  mask=(column >= stored) & (column < topk))
 
 
+@remembered
 def topk_ragged_chunked(*, logits, ks, lengths, topk_indices_offset, topk_result, token_nums, index_topk, max_rows):
     """Fill `topk_result[:token_nums, :index_topk]` with places in the flattened KV, one launch per `max_rows` rows.
 
@@ -299,6 +302,7 @@ def topk_ragged_chunked(*, logits, ks, lengths, topk_indices_offset, topk_result
             topk_result, token_nums, index_topk, max_rows, names=0, owners=0, paged=False)
 
 
+@remembered
 def topk_paged_chunked(*, logits, ks, lengths, page_table_1, token_to_batch_idx, topk_result, token_nums, index_topk, max_rows):
     """Fill `topk_result[:token_nums, :index_topk]` with KV slots, one launch per `max_rows` rows. The page table is read in
     place: no rows of it are gathered. Arguments as for `topk_ragged_chunked`, and
