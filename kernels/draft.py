@@ -284,7 +284,7 @@ def _draft_from_table(req_pool_indices, req_to_token, seq_lens, out_cache_loc, s
         own = seq - partial + token
         copy = own + branch * apart
         cell = (topk - 1) * before + (branch - 1) * partial + token
-        held = there & (token < copied) & (own >= 0) & (copy < columns) & (cell < copies)
+        held = there & (token < copied) & (copy < columns) & (cell < copies)
         tl.store(source + cell, tl.load(row + own * column_stride, mask=held, other=0), mask=held)
         tl.store(target + cell, tl.load(row + copy * column_stride, mask=held, other=0), mask=held)
 
