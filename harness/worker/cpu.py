@@ -15,9 +15,9 @@ class CpuMemory:
 
     guards = "shadow memory"
 
-    def __init__(self):
+    def __init__(self, stock: bool = False):
         self.arena = Arena()
-        self.shadow = interpreter.install(lambda native: Shadow(native, self.arena))
+        self.shadow = interpreter.install(lambda native: Shadow(native, self.arena), stock)
 
     def map(self, memory: dict, blobs: list) -> None:
         """Fresh blocks with the given contents."""

@@ -15,12 +15,12 @@ from .subject import Subject
 class Runner:
     """Holds the memory tier and the subject of one worker."""
 
-    def __init__(self, subject: Subject, device: str, guards: bool = True):
+    def __init__(self, subject: Subject, device: str, guards: bool = True, stock: bool = False):
         self.subject, self.device = subject, device
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True
-        self.memory = _memory(device, guards)
+        self.memory = _memory(device, guards, stock)
         self._captured, self._arguments, self._tensors = "", {}, {}
 
     def run(self, header: dict, blobs: list, phase=lambda name: None) -> tuple[dict, list[bytes]]:
@@ -105,12 +105,12 @@ def _place(tensor: torch.Tensor) -> tuple:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _memory(device: str, guards: bool):
+def _memory(device: str, guards: bool, stock: bool):
     """The memory tier of a device: shadow memory on the CPU, guard pages or plain allocations on a GPU."""
     if device == "cpu":
         from .cpu import CpuMemory
 
-        return CpuMemory()
+        return CpuMemory(stock)
     from .gpu import GpuMemory
 
     return GpuMemory("guard pages" if guards and importlib.util.find_spec("cuda.bindings") else "plain allocations")

@@ -1,0 +1,164 @@
+"""What makes Triton's interpreter fast enough for a gate without changing what it computes. Each shim stands alone, and a
+test compares results and findings with those of the stock form, which PLUMBLINE_INTERPRETER=stock runs."""
+
+import types
+
+import numpy as np
+
+from .recipes import Cookbook
+
+
+def install(interpreter) -> None:
+    """Patch the imported interpreter once per process."""
+    skip_unused_overflow_checks(interpreter)
+    look_dtypes_up(interpreter)
+    build_handles_directly(interpreter)
+    remember_semantics(interpreter)
+    patch_language_by_list(interpreter)
+
+
+def skip_unused_overflow_checks(interpreter) -> None:
+    """Without debug the stock interpreter computes every 32-bit sum twice and drops the verdict; don't compute it."""
+    options = interpreter.interpreter_builder.options
+    if not options.debug:
+        object.__setattr__(options, "sanitize_overflow", False)
+
+
+def look_dtypes_up(interpreter) -> None:
+    """The stock form makes a dictionary of all dtypes for every operand of every operation."""
+    import triton.language as tl
+
+    stock, known = interpreter._get_np_dtype, {}
+
+    def numpy_dtype(dtype):
+        found = known.get(dtype.name)
+        if found is None:
+            found = known[dtype.name] = stock(dtype)
+        return found
+
+    def fits(array, dtype) -> bool:
+        return isinstance(dtype, tl.pointer_type) or array.itemsize * 8 <= max(dtype.primitive_bitwidth, 8)
+
+    interpreter._get_np_dtype = numpy_dtype
+    interpreter._validate_np_data_size = fits
+
+
+def build_handles_directly(interpreter) -> None:
+    """The builder functions that kernels spend their time in, without the detours: `np.full` for a splat, a comparison of
+    type objects for a cast, a check of every result's size twice."""
+    import triton.language as tl
+
+    builder, handle_type, numpy_dtype = interpreter.InterpreterBuilder, interpreter.TensorHandle, interpreter._get_np_dtype
+    stock_binary, stock_splat, stock_cast = builder.binary_op, builder.create_splat, builder.cast_impl
+
+    def handle(data, dtype):
+        made = object.__new__(handle_type)
+        made.data, made.dtype, made.attr = data, dtype, {}
+        return made
+
+    def binary_op(self, lhs, rhs, op):
+        if lhs.data.dtype == bool:  # what int1 does differs between versions
+            return stock_binary(self, lhs, rhs, op)
+        output, dtype = op(lhs.data, rhs.data), lhs.dtype.scalar
+        if not interpreter._validate_np_data_size(output, dtype):
+            output = output.astype(numpy_dtype(dtype))
+        return handle(output, dtype)
+
+    def create_splat(self, block, scalar):
+        if type(scalar.dtype) is tl.block_type:
+            return stock_splat(self, block, scalar)
+        output = np.empty(_shape(block), numpy_dtype(scalar.dtype))
+        output[...] = scalar.data
+        return handle(output, scalar.dtype.scalar)
+
+    def cast_impl(self, source, target):
+        if tl.bfloat16.name in (source.dtype.scalar.name, target.scalar.name):
+            return stock_cast(self, source, target)
+        return handle(source.data.astype(numpy_dtype(target)), target.scalar)
+
+    def create_addptr(self, pointer, offset):
+        size = max(1, pointer.get_element_ty().primitive_bitwidth // 8)
+        return handle(pointer.data + size * offset.data.astype(np.uint64), pointer.dtype)
+
+    builder.binary_op, builder.create_splat, builder.cast_impl = binary_op, create_splat, cast_impl
+    builder.create_addptr = create_addptr
+
+
+def _shape(block) -> tuple[int, ...]:
+    """A block type's shape; Triton's own is a tuple of its language, which NumPy reads element by element."""
+    found = block.__dict__.get("_numpy_shape")
+    if found is None:
+        found = block._numpy_shape = tuple(block.shape)
+    return found
+
+
+def remember_semantics(interpreter) -> None:
+    """Ask Triton's semantic layer once per combination of types; see recipes.py."""
+    book = Cookbook(interpreter)
+    stock_tensor, stock_truth = interpreter._patch_lang_tensor, interpreter.TensorHandle.__bool__
+
+    def patch_attr(obj, name, member, builder, scope):
+        scope.set_attr(obj, name, book.remembering(member))
+
+    def patch_tensor(tensor, scope):
+        stock_tensor(tensor, scope)
+        for name in ("__index__", "__bool__"):
+            scope.set_attr(tensor, name, looking(getattr(tensor, name)))
+
+    def looking(stock):
+        def method(self):
+            book.looked()
+            return stock(self)
+
+        return method
+
+    interpreter._patch_attr = patch_attr
+    interpreter._patch_lang_tensor = patch_tensor
+    interpreter.TensorHandle.__bool__ = looking(stock_truth)
+
+
+def patch_language_by_list(interpreter) -> None:
+    """Every launch, and every call of a jit function inside a kernel, patches `triton.language` by walking all its members:
+    a third of the interpreter's time on Triton 3.9. What is replaced by what never changes, so walk them once."""
+    import triton.language as tl
+
+    stock, visible = interpreter._patch_lang, set()
+    patches = _Patches(lambda: stock(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})), interpreter._MISSING)
+
+    def patch(fn):
+        if fn not in visible:
+            if not any(value is tl or value is tl.core for value in fn.__globals__.values()):
+                return stock(fn)  # which says so
+            visible.add(fn)
+        return patches.apply()
+
+    interpreter._patch_lang = patch
+
+
+class _Patches:
+    """The attributes that a launch replaces, as (object, name, original, replacement). Nested calls need nothing more."""
+
+    def __init__(self, find, missing):
+        self._find, self._missing, self._changes, self._applied = find, missing, [], False
+
+    def apply(self) -> "_Patches | None":
+        if self._applied:
+            return None
+        self._applied = True
+        if self._changes:
+            for obj, name, _, replacement in self._changes:
+                setattr(obj, name, replacement)
+        else:
+            changes = self._find()._changes
+            final = {(id(obj), name): getattr(obj, name) for obj, name, _ in changes}
+            first = {(id(obj), name): (obj, name, original) for obj, name, original in reversed(changes)}
+            self._changes = [(*change, final[key]) for key, change in first.items()]
+        return self
+
+    def restore(self) -> None:
+        self._applied = False
+        for obj, name, original, _ in self._changes:
+            if original is self._missing:
+                delattr(obj, name)
+            else:
+                setattr(obj, name, original)
