@@ -85,9 +85,12 @@ class Runner:
         reply["written"] = [n for n, t in self._tensors.items() if t._version != versions[n]]
         reply["moved"] = [n for n, t in self._tensors.items() if _place(t) != places[n]]
         reply["host"] = {n: a for n, a in arguments.items() if "value" in step["arguments"][n]}
-        changes = self.memory.changes()
-        reply["changes"] = [[b, o] for b, o, _ in changes]
-        return reply, [d for _, _, d in changes]
+        data = []
+        for block, (positions, values) in enumerate(self.memory.changes()):
+            if len(positions):
+                reply["changes"].append(block)
+                data += [positions.tobytes(), values.tobytes()]
+        return reply, data
 
     def _tensor(self, view: dict) -> torch.Tensor:
         dtype, shape, strides = getattr(torch, view["dtype"]), view["shape"], view["strides"]
