@@ -38,6 +38,8 @@ def pytest_addoption(parser):
     group.addoption("--profile", default=os.environ.get("PLUMBLINE_PROFILE", "quick"), help=", ".join(PROFILES))
     group.addoption("--device", default="auto", help="cpu, cuda or auto")
     group.addoption("--require-gpu", action="store_true", help="fail where there is no GPU")
+    group.addoption("--overflow", action="store_true",
+                    help="on a GPU: compile Triton kernels with its checks of integer overflow; one that wraps is a finding")
     group.addoption("--inline", action="store_true", help="run subjects in this process, for a debugger")
     group.addoption("--report", type=Path, help="write summary.md, index.html and verdicts.json to this folder")
     group.addoption("--progress", action="store_true", help="how far the run is and how long it has left, instead of dots")
@@ -62,6 +64,8 @@ def pytest_configure(config):
             raise pytest.UsageError(f"{asked}: no GPU is visible here (nvidia-smi lists none)")
         config.option.device = "cuda"
     config.option.device = devices.resolve(config.option.device)
+    if config.option.overflow and config.option.device != "cuda":
+        raise pytest.UsageError("--overflow: Triton's checks of integer overflow are compiled in, and no GPU is in use here")
     for text in config.option.variant:
         _variant(text)
     if not hasattr(config, "workerinput"):
@@ -99,7 +103,8 @@ def _variant(text: str) -> tuple[str, str, str]:
 def header(config) -> list[str]:
     """Everything a run depends on, so that a typo shows."""
     versions = " ".join(f"{p} {_version(p)}" for p in ("numpy", "hypothesis", "pytest", "torch", "triton"))
-    device = "cuda (guard pages; " + ", ".join(devices.gpus()) + ")" if config.option.device == "cuda" else (
+    watched = "guard pages; " + ("checks of integer overflow; " if config.option.overflow else "")
+    device = f"cuda ({watched}" + ", ".join(devices.gpus()) + ")" if config.option.device == "cuda" else (
         "cpu (Triton's interpreter with shadow memory; guard pages, CUDA graphs and compute-sanitizer left out)")
     return [
         f"plumbline {_project_version()}: profile {config.option.profile}, subjects {', '.join(subjects(config))}, "
@@ -167,7 +172,7 @@ class Session:
             number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
             options = WorkerOptions(subject, device, self.config.option.subject_python,
                                     tuple(self.config.option.subject_path), limit,
-                                    environment=devices.environment(device, number))
+                                    environment=devices.environment(device, number, self.config.option.overflow))
             kind = Inline if self.config.option.inline else Worker
             workers[subject] = kind(options, list(registry.contracts().values()))
         return workers[subject]

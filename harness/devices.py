@@ -25,9 +25,12 @@ def resolve(wanted: str) -> str:
     return ("cuda" if gpus() else "cpu") if wanted == "auto" else wanted
 
 
-def environment(device: str, worker: int) -> dict[str, str]:
-    """What a worker's process must see before it imports CUDA: one GPU, round robin."""
-    return {"CUDA_VISIBLE_DEVICES": gpus()[worker % len(gpus())]} if device == "cuda" else {}
+def environment(device: str, worker: int, overflow: bool = False) -> dict[str, str]:
+    """What a worker's process must see before it imports CUDA: one GPU, round robin; and whether Triton compiles its checks
+    of integer overflow into the kernels."""
+    if device != "cuda":
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": gpus()[worker % len(gpus())], **({"TRITON_DEBUG": "1"} if overflow else {})}
 
 
 def worker_count(device: str) -> int | None:

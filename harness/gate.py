@@ -27,6 +27,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--variant", action="append", default=[], help="CONTRACT:RULE=CHOICE, over what the subject declares")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--require-gpu", action="store_true", help="exit 2 where there is no GPU")
+    parser.add_argument("--overflow", action="store_true",
+                        help="on a GPU: Triton kernels compiled with its checks of integer overflow")
     parser.add_argument("--report", type=Path, default=ROOT / "report",
                         help="where index.html, summary.md, junit.xml and verdicts.json go (default: report/ beside ci/)")
     parser.add_argument("-n", dest="workers", default="auto", help="parallel test processes (default: auto)")
@@ -65,6 +67,7 @@ def main(given: list[str] | None = None) -> int:
     command += [f"--subject={s}" for s in options.subject]
     command += [f"--subject-path={Path(p).resolve()}" for p in options.subject_path]
     command += [f"--variant={v}" for v in options.variant]
+    command += ["--overflow"] * options.overflow
     command += [f"--subject-python={options.subject_python}"] if options.subject_python else []
     return _conclude(run(command), verdicts)
 
@@ -85,6 +88,8 @@ def _impossible(options) -> str:
         return f"--device {options.device}: known are auto, cpu, cuda"
     if (options.require_gpu or options.device == "cuda") and not devices.gpus():
         return f"{'--require-gpu' if options.require_gpu else '--device cuda'}: no GPU is visible here (nvidia-smi lists none)"
+    if options.overflow and devices.resolve(options.device) != "cuda":
+        return "--overflow: Triton's checks of integer overflow are compiled in, and no GPU is in use here"
     for subject in options.subject:
         try:
             Worker(WorkerOptions(subject, devices.resolve(options.device), options.subject_python or sys.executable,

@@ -19,6 +19,8 @@ from harness.layout import INIT, Observed, Placed, WRITE
 from harness.states import State
 
 BODY = ROOT / "harness" / "worker" / "standalone.py"
+ANY_DEVICE = 'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"'
+INTERPRETED = 'DEVICE = "cpu"  # Triton\'s interpreter, where this was found; "cuda" runs the compiled kernel'
 SHIMS = ("poison", "loop_bounds_from_memory", "poison_masked_lanes", "scalar_and_vector_masks", "narrow_float_casts")
 ONLY_HERE = {"race": "a race", "grid": "a launch grid that hardware refuses"}
 MOST_CELLS = 200_000
@@ -166,13 +168,17 @@ def _text(example: Example, worker, first: Found | None, steps: list[dict], watc
     says = first.sentence if first else "a case that was right when this was written"
     head = [f"{contract.name}: {says}", f"Case: {example!r}",
             "Needs torch, Triton and the kernel, and nothing of plumbline, which wrote it. Exit status 1 while the kernel is "
-            "wrong, 0 when it is right. Without a GPU: Triton's interpreter."]
+            "wrong, 0 when it is right."]
     comment = "".join(textwrap.fill(line, 120, initial_indent="# ", subsequent_indent="#   ") + "\n" for line in head)
     literals = "SUBJECT = " + _literal(_subject(worker, contract)) + "\n\nSTEPS = " + _literal(steps) + "\n"
     unusual = "inf, nan = float('inf'), float('nan')\n\n" if re.search(r"\b(inf|nan)\b", literals) else ""
     call = f"main(SUBJECT, STEPS, {watched}{', SHIMS' if shims else ''})"
+    body = BODY.read_text()
+    if worker.options.device == "cpu":
+        assert ANY_DEVICE in body
+        body = body.replace(ANY_DEVICE, INTERPRETED)
     tail = f'\n\nif __name__ == "__main__":\n    sys.exit({call})\n'
-    return comment + "\n" + unusual + literals + "\n" + BODY.read_text() + (_shims() if shims else "") + tail
+    return comment + "\n" + unusual + literals + "\n" + body + (_shims() if shims else "") + tail
 
 
 def _literal(value) -> str:

@@ -57,7 +57,7 @@ def mla_metadata_sizes(draw, max_requests: int = 4) -> MlaMetadataSizes:
 @st.composite
 def mla_metadata(draw, max_requests: int = 6) -> MlaMetadata:
     """Every mode, ragged and uniform draft extends, and now and then more than one block of requests."""
-    mode = draw(st.sampled_from((*MODES, "extend", "draft_extend", "draft_extend", "draft_extend")))
+    mode = draw(st.sampled_from((*MODES, "extend", "extend", "extend", "draft_extend", "draft_extend", "draft_extend")))
     width = draw(st.integers(1, 8))
     ragged = mode == "draft_extend" and draw(st.sampled_from((True, True, False)))
     seq = lengths(*around(4096), most=2**20)
@@ -81,7 +81,7 @@ def _frame(draw) -> dict:
     page_size = draw(st.sampled_from(PAGE_SIZES))
     return dict(
         slots=slots, table_extra=table_extra, page_size=page_size, fresh=draw(st.booleans()),
-        padded=draw(st.booleans()) if page_size >= 16 else draw(many(8)), extra=draw(st.sampled_from((0, 1, 5, 64))),
+        padded=draw(st.booleans()) if page_size >= 16 else draw(many(5)), extra=draw(st.sampled_from((0, 1, 5, 64))),
         spare=draw(spare()), aligned=draw(st.booleans()), shared=draw(st.sampled_from((False, False, True))),
         content=draw(st.integers(0, 255)),
     )

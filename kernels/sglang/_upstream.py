@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-HOMES = ("kernels/ops", "srt/layers/attention", "srt/speculative", "srt/mem_cache")
+HOMES = ("kernels/ops", "srt/layers/attention", "srt/speculative", "srt/mem_cache", "jit_kernel")
 OTHER_MODELS = ("dsv4", "kpool")  # kernels of the same names for caches of another layout
 _DEFINITION = re.compile(r"^ *def (\w+)\(", re.MULTILINE)
 

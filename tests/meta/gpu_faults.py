@@ -42,6 +42,18 @@ def misaligned(*, seqlens, cu_seqlens):
         _wide[(1,)](seqlens, torch.zeros(1, dtype=torch.int32, device=seqlens.device))
 
 
+@triton.jit
+def _wrap(source, into):
+    tl.store(into, (tl.load(source) | 1) * 0x7FFFFFFF * 2)
+
+
+def overflows(*, seqlens, cu_seqlens):
+    """A product that does not fit in 32 bits; it goes nowhere that is compared."""
+    _sum(seqlens, cu_seqlens)
+    if len(seqlens) >= 2:
+        _wrap[(1,)](seqlens, torch.zeros(1, dtype=torch.int32, device=seqlens.device))
+
+
 def device_assert(*, seqlens, cu_seqlens):
     _sum(seqlens, cu_seqlens)
     torch._assert_async((seqlens >= 0).all() & (torch.tensor(len(seqlens), device=seqlens.device) < 2))

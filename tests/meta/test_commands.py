@@ -177,8 +177,9 @@ def test_a_case_of_a_newer_format(case, capsys):
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--subject", "missing.py"], "missing.py: no such file"),
     (["--require-gpu"], "--require-gpu: no GPU is visible here"),
+    (["--overflow"], "--overflow: Triton's checks of integer overflow are compiled in, and no GPU is in use here"),
     (["--device", "tpu"], "known are auto, cpu, cuda"),
-], ids=["no such subject", "no GPU", "unknown device"])
+], ids=["no such subject", "no GPU", "overflow without a GPU", "unknown device"])
 def test_wrong_uses_of_the_gate(arguments, says, capsys, monkeypatch):
     monkeypatch.setattr(devices, "gpus", lambda: ())
     monkeypatch.setattr(gate, "run", lambda command: pytest.fail("nothing may run"))

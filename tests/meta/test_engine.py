@@ -58,6 +58,15 @@ def test_judges_accept_and_complain(judge: Judge, right, wrong):
     assert judge.complaint(np.array(wrong))
 
 
+def test_an_input_on_the_memory_of_an_output_may_show_its_writes():
+    """On a GPU the two tensors are views of one allocation, and PyTorch counts writes for all of them together."""
+    case = Decode((Req(1, 3),), backends=1)
+    for aliases, checked in (((("cache_seqlens[0]", "seq_lens"),), []), ((), ["seq_lens"])):
+        placed = layout.place(case.contract, case.arguments(), Layout(aliases=aliases), seed=3, run=0)
+        found = checks.inputs(placed, layout.observe(placed, []), written=["seq_lens"], moved=[])
+        assert [f.buffer for f in found] == checked
+
+
 # -- layouts ------------------------------------------------------------------------------------------------------------
 
 

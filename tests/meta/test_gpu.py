@@ -42,6 +42,18 @@ def test_a_fault_is_named_and_shrunk_within_a_minute(fault, kind, worker, tmp_pa
     assert hunt(StandIn(worker, "honest"), "cu_seqlens", tmp_path).verdict == "PASS"
 
 
+def test_an_integer_that_wraps_shows_only_where_triton_checks_for_it(worker, tmp_path):
+    assert hunt(StandIn(worker, "overflows"), "cu_seqlens", tmp_path).verdict == "PASS"
+    checked = Worker(WorkerOptions(str(HERE / "gpu_faults.py"), "cuda", environment=devices.environment("cuda", 0, True)),
+                     list(registry.contracts().values()))
+    try:
+        assert hunt(StandIn(checked, "honest"), "cu_seqlens", tmp_path).verdict == "PASS"
+        outcome = hunt(StandIn(checked, "overflows"), "cu_seqlens", tmp_path)
+    finally:
+        checked.close()
+    assert {r.found.kind for r in outcome.reports} == {("fault", "device assert")}
+
+
 ONE, TWO = Example((CuSeqlens((3, 5)),)), Example((CuSeqlens((3, 5)), CuSeqlens((4, 9)), CuSeqlens((0, 1))))
 
 
