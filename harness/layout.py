@@ -378,16 +378,21 @@ def _by_row(start: int, stop: int, columns: int):
         start = end
 
 
-def observe(placed: Placed, blocks: list[int], data: list) -> Observed:
-    """Memory after a call, of which the worker sends two blobs for each block that changed: the positions (int64, ascending) of
-    the bytes that did, and what stands there now. A window without a change is the very image from before."""
+def changes(blocks: list[int], data: list) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """What a worker says that a call changed: for each of `blocks` two blobs, of positions (int64) and of bytes."""
+    return [(block, np.frombuffer(positions, np.int64), np.frombuffer(values, np.uint8))
+            for block, positions, values in zip(blocks, data[::2], data[1::2])]
+
+
+def observe(placed: Placed, changes: list[tuple[int, np.ndarray, np.ndarray]]) -> Observed:
+    """Memory after a call that changed bytes: their block, their positions in it, ascending, and what stands there now. A
+    window without a change is the very image from before."""
     images = [w.image for w in placed.windows]
     windows: dict[int, list[int]] = {}
     for k, window in enumerate(placed.windows):
         windows.setdefault(window.block, []).append(k)
     stray = []
-    for block, positions, values in zip(blocks, data[::2], data[1::2]):
-        positions, values = np.frombuffer(positions, np.int64), np.frombuffer(values, np.uint8)
+    for block, positions, values in changes:
         covered = np.zeros(len(positions), dtype=bool)
         pieces = _pieces(placed, block)
         for k in windows.get(block, ()):
