@@ -1,6 +1,8 @@
 """What makes Triton's interpreter fast enough for a gate without changing what it computes. Each shim stands alone, and a
 test compares results and findings with those of the stock form, which PLUMBLINE_INTERPRETER=stock runs."""
 
+import functools
+import inspect
 import types
 
 import numpy as np
@@ -36,33 +38,44 @@ def look_dtypes_up(interpreter) -> None:
             found = known[dtype.name] = stock(dtype)
         return found
 
-    def fits(array, dtype) -> bool:
-        return isinstance(dtype, tl.pointer_type) or array.itemsize * 8 <= max(dtype.primitive_bitwidth, 8)
-
     interpreter._get_np_dtype = numpy_dtype
-    interpreter._validate_np_data_size = fits
+    interpreter._validate_np_data_size = lambda array, dtype: array.itemsize <= (dtype._most or _most_bytes(dtype))
+    tl.dtype._most = None
+
+
+def _most_bytes(dtype) -> int:
+    """The size that an element of a Triton type may have in NumPy."""
+    dtype._most = 8 if dtype.is_ptr() else max(dtype.primitive_bitwidth, 8) // 8
+    return dtype._most
 
 
 def build_handles_directly(interpreter) -> None:
     """The builder functions that kernels spend their time in, without the detours: `np.full` for a splat, a comparison of
-    type objects for a cast, a check of every result's size twice."""
+    type objects for a cast, a check of every result's size twice, a mask of ones made for every load."""
     import triton.language as tl
 
     builder, handle_type, numpy_dtype = interpreter.InterpreterBuilder, interpreter.TensorHandle, interpreter._get_np_dtype
     stock_binary, stock_splat, stock_cast = builder.binary_op, builder.create_splat, builder.cast_impl
+    plain, ones, zeros = tl.dtype, functools.cache(np.ones), functools.cache(np.zeros)
 
     def handle(data, dtype):
         made = object.__new__(handle_type)
         made.data, made.dtype, made.attr = data, dtype, {}
         return made
 
-    def binary_op(self, lhs, rhs, op):
-        if lhs.data.dtype == bool:  # what int1 does differs between versions
-            return stock_binary(self, lhs, rhs, op)
-        output, dtype = op(lhs.data, rhs.data), lhs.dtype.scalar
-        if not interpreter._validate_np_data_size(output, dtype):
-            output = output.astype(numpy_dtype(dtype))
-        return handle(output, dtype)
+    def binary(op):
+        def create(self, lhs, rhs):
+            data = lhs.data
+            if data.dtype.char == "?":  # what int1 does differs between versions
+                return stock_binary(self, lhs, rhs, op)
+            output, dtype = op(data, rhs.data), lhs.dtype
+            if type(dtype) is not plain:
+                dtype = dtype.scalar
+            if output.itemsize > (dtype._most or _most_bytes(dtype)):
+                output = output.astype(numpy_dtype(dtype))
+            return handle(output, dtype)
+
+        return create
 
     def create_splat(self, block, scalar):
         if type(scalar.dtype) is tl.block_type:
@@ -80,8 +93,28 @@ def build_handles_directly(interpreter) -> None:
         size = max(1, pointer.get_element_ty().primitive_bitwidth // 8)
         return handle(pointer.data + size * offset.data.astype(np.uint64), pointer.dtype)
 
-    builder.binary_op, builder.create_splat, builder.cast_impl = binary_op, create_splat, cast_impl
-    builder.create_addptr = create_addptr
+    def create_load(self, pointers, *_):
+        element, data = pointers.get_element_ty(), pointers.data
+        dtype = numpy_dtype(element)
+        return handle(interpreter._interpreter.load(data, ones(data.shape, bool), zeros(data.shape, dtype), dtype), element)
+
+    for name, op in list(_binary_operations(builder)):
+        setattr(builder, name, binary(op))
+    builder.create_splat, builder.cast_impl = create_splat, cast_impl
+    builder.create_addptr, builder.create_load = create_addptr, create_load
+
+
+def _binary_operations(builder):
+    """The builder's functions that apply one NumPy function to two operands, each with that function."""
+
+    class Asked:
+        def binary_op(self, lhs, rhs, op):
+            return op
+
+    for name, function in vars(builder).items():
+        if name.startswith("create_") and inspect.isfunction(function) and function.__name__ == "<lambda>":
+            if "binary_op" in function.__code__.co_names:
+                yield name, function(Asked(), None, None)
 
 
 def _shape(block) -> tuple[int, ...]:

@@ -7,7 +7,9 @@ time: the same builder functions on the same operands. What it cannot follow is 
 unknown kind, a value that was looked at on the way, an operand that no builder function made.
 """
 
-MOST = 20_000  # recipes of one function; Python integers are part of the key, and a kernel may count with them
+from collections.abc import Callable
+
+MOST = 5_000  # recipes of one function; Python integers are part of the key, and a kernel may count with them
 CONSTANT = ("create_splat", "create_broadcast", "create_expand_dims", "create_reshape", "create_make_range", "create_int_cast",
             "create_si_to_fp", "create_ui_to_fp", "create_fp_to_fp", "create_fp_trunc", "create_fp_ext", "get_all_ones_value")
 
@@ -27,6 +29,7 @@ class Cookbook:
         self._tensor, self._handle = tl.tensor, interpreter.TensorHandle
         self._constexpr, self._tuple, self._slices, self._dtype = tl.constexpr, tl.tuple, (slice, tl.core.slice), tl.dtype
         self._kinds: dict[str, object] = {}
+        self._tensor._kind = None  # of a tensor whose type was not looked at yet
         self._recording: _Recording | None = None
 
     def looked(self) -> None:
@@ -36,10 +39,11 @@ class Cookbook:
 
     def remembering(self, member):
         """A builtin of the language as kernels call it in the interpreter."""
-        recipes: dict[tuple, "_Recipe | None"] = {}
+        recipes: dict[tuple, Callable | None] = {}
 
         def call(*args, **kwargs):
-            kwargs.pop("_semantic", None)
+            if "_semantic" in kwargs:
+                del kwargs["_semantic"]
             if self._recording is not None:
                 return member(*args, **kwargs, _semantic=self._recording.semantic)
             handles: list = []
@@ -51,7 +55,7 @@ class Cookbook:
             if recipe is None:
                 return member(*args, **kwargs, _semantic=self._semantic)
             if recipe is not _NEW:
-                return recipe.follow(handles, args)
+                return recipe(handles, args)
             if len(recipes) >= MOST:
                 recipes.clear()
             result, recipes[key] = self._record(member, args, kwargs, handles)
@@ -62,13 +66,19 @@ class Cookbook:
     # -- keys -------------------------------------------------------------------------------------------------------
 
     def _key(self, args: tuple, kwargs: dict, handles: list) -> tuple:
-        key = [self._describe(a, handles) for a in args]
-        for name, value in kwargs.items():
-            key.append(name)
-            key.append(self._describe(value, handles))
-        if len(handles) > 1 and len({id(h) for h in handles}) < len(handles):
-            first = {}
-            key.append(tuple(first.setdefault(id(h), k) for k, h in enumerate(handles)))
+        key, tensor = [], self._tensor
+        for value in (*args, *kwargs, *kwargs.values()) if kwargs else args:
+            kind = type(value)
+            if kind is tensor and value._kind is not None:
+                handles.append(value.handle)
+                key.append(value._kind)
+            elif kind is int:
+                key.append(value)
+            else:
+                key.append(self._describe(value, handles))
+        if len(handles) > 1 and len(set(map(id, handles))) < len(handles):
+            first: dict[int, int] = {}
+            key.append(tuple([first.setdefault(id(h), k) for k, h in enumerate(handles)]))
         return tuple(key)
 
     def _describe(self, value, handles: list):
@@ -77,13 +87,14 @@ class Cookbook:
             if type(value.handle) is not self._handle:
                 raise _Unknown
             handles.append(value.handle)
-            known = value.__dict__.get("_kind")
-            if known is None:
-                known = value._kind = self._kinds.setdefault(str(value.type), object())
-            return known
+            if value._kind is None:
+                value._kind = self._kinds.setdefault(str(value.type), object())
+            return value._kind
         if value is None or kind is str:
             return value
-        if kind is int or kind is bool:
+        if kind is int:
+            return value
+        if kind is bool:
             return kind, value
         if kind is float:
             return kind, value.hex()
@@ -166,7 +177,7 @@ class _Recording:
                 self._slots[id(output)] = len(self._values)
             self._values.append(output)
         if not constant:
-            self._steps.append((method, operands, first, isinstance(result, tuple)))
+            self._steps.append((method, operands, first, len(result) if isinstance(result, tuple) else 0))
 
     def _operand(self, value) -> tuple[bool, object]:
         if isinstance(value, self._handle):
@@ -177,45 +188,45 @@ class _Recording:
             raise _Unknown
         return False, value
 
-    def recipe(self, result, args: tuple, shape_of) -> "_Recipe | None":
-        parts = result if isinstance(result, tuple) else (result,)
+    def recipe(self, result, args: tuple, shape_of):
+        """How to get there again, as a function of the operands and arguments; None if that is not known."""
+        if not self.sound or type(result) not in (tuple, self.semantic.tensor, type(None)):
+            return None
         made = []
-        for part in parts:
+        for part in result if isinstance(result, tuple) else (result,):
             same = [k for k, a in enumerate(args) if a is part]
             if part is None or same:
-                made.append((same[0] if same else None, None, None))
+                made.append(f"args[{same[0]}]" if same else "None")
             elif type(part) is not self.semantic.tensor or part.handle is not None and id(part.handle) not in self._slots:
                 return None
             else:
-                made.append((None, None if part.handle is None else self._slots[id(part.handle)], shape_of(part)))
-        if not self.sound or type(result) not in (tuple, self.semantic.tensor, type(None)):
-            return None
-        pool = [v if k in self._constants else None for k, v in enumerate(self._values)]
-        return _Recipe(self._inputs, pool, self._steps, made, self.semantic.tensor, isinstance(result, tuple))
+                made.append((shape_of(part), None if part.handle is None else self._slots[id(part.handle)]))
+        return self._compiled(made, isinstance(result, tuple))
 
+    def _compiled(self, made: list, several: bool):
+        """The builder functions in order on numbered operands, and the tensors to make of the outcome, as Python."""
+        names: dict = {"new": object.__new__, "Tensor": self.semantic.tensor}
 
-class _Recipe:
-    """Builder functions to call, in order, on numbered operands; and the tensors to make of the outcome."""
+        def named(value) -> str:
+            names[name := f"k{len(names)}"] = value
+            return name
 
-    def __init__(self, inputs: int, pool: list, steps: list, made: list, tensor: type, several: bool):
-        self._inputs, self._pool, self._tensor, self._made, self._several = inputs, pool[inputs:], tensor, made, several
-        self._steps = steps
-
-    def follow(self, handles: list, args: tuple):
-        values = handles + self._pool
-        for method, operands, first, spread in self._steps:
-            output = method(*[values[at] if is_slot else at for is_slot, at in operands])
-            if spread:
-                values[first : first + len(output)] = output
-            else:
-                values[first] = output
+        lines = [f"v{k}" for k in range(self._inputs)]
+        lines = [f"[{', '.join(lines)}] = handles"] if lines else []
+        at = {k: named(v) for k, v in enumerate(self._values) if k in self._constants}
+        operand = lambda is_slot, value: at.get(value, f"v{value}") if is_slot else named(value)
+        for method, operands, first, outputs in self._steps:
+            targets = ", ".join(f"v{first + k}" for k in range(outputs or 1))
+            lines.append(f"{targets} = {named(method)}({', '.join(operand(*o) for o in operands)})")
         results = []
-        for argument, slot, shape in self._made:
-            if shape is None:
-                results.append(None if argument is None else args[argument])
+        for k, part in enumerate(made):
+            if isinstance(part, str):
+                results.append(part)
                 continue
-            made = object.__new__(self._tensor)
-            made.__dict__.update(shape)
-            made.handle = None if slot is None else values[slot]
-            results.append(made)
-        return tuple(results) if self._several else results[0]
+            shape, slot = part
+            lines += [f"t{k} = new(Tensor)", f"t{k}.__dict__.update({named(shape)})",
+                      f"t{k}.handle = {'None' if slot is None else operand(True, slot)}"]
+            results.append(f"t{k}")
+        lines.append(f"return {', '.join(results)}{',' if several else ''}")
+        exec("def follow(handles, args):\n " + "\n ".join(lines), names)
+        return names["follow"]

@@ -57,6 +57,7 @@ class Runner:
         versions, places = ({n: f(t) for n, t in self._tensors.items()} for f in (lambda t: t._version, _place))
         function = self.subject.function(header["family"], header["transform"])
         self.memory.watch(memory, header, phase)
+        launches = self.memory.counts["launches"]
         reply = {"raised": None, "returned": None, "changes": [], "host": {}, "replayed": again}
         phase("run")
         error = None
@@ -74,6 +75,7 @@ class Runner:
         except Exception as raised:  # the subject's error is the result of the call
             error = raised
         reply["fault"] = self.memory.settle()
+        reply["launches"] = self.memory.counts["launches"] - launches
         if reply["fault"]:
             return {**reply, "findings": []}, []
         if error is not None:
