@@ -31,8 +31,8 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Measured:
-    """One campaign of one transform. `seconds` is wall clock; `cpu` what the suite's and the subject's process used;
-    `calls` the part of `seconds` that went into calls of the worker, transfer and memory checks included."""
+    """One campaign of one transform. `seconds` is wall clock; `cpu` what the suite's and the subject's process used; `worker`
+    the parts of `seconds` in which the subject's process set memory up, ran the call, and looked at memory afterwards."""
 
     transform: str
     family: str
@@ -41,25 +41,25 @@ class Measured:
     counted: int
     seconds: float
     cpu: float
-    calls: float
+    worker: list[float]
     launches: int
     finding: str = ""
 
 
 class Metered:
-    """A worker, with its calls timed and its launches counted."""
+    """A worker whose launches are counted, and whose times are added up."""
 
     def __init__(self, worker: Worker):
-        self._worker, self.seconds, self.launches = worker, 0.0, 0
+        self._worker, self.seconds, self.launches = worker, [0.0, 0.0, 0.0], 0
 
     def __getattr__(self, name: str):
         return getattr(self._worker, name)
 
     def run(self, header: dict, blobs: list):
-        started = time.perf_counter()
         reply, data = self._worker.run(header, blobs)
-        self.seconds += time.perf_counter() - started
-        self.launches += 0 if isinstance(reply, Fault) else sum(step["launches"] for step in reply["steps"])
+        for step in () if isinstance(reply, Fault) else reply["steps"]:
+            self.launches += step["launches"]
+            self.seconds = [a + b for a, b in zip(self.seconds, step.get("seconds", (0, 0, 0)))]
         return reply, data
 
 
@@ -95,29 +95,29 @@ def rows(measured: list[Measured], device: str) -> list[tuple[str, ...]]:
         if not members:
             continue
         fast, stock = (_Sum(m for m in members if m.form == form) for form in ("fast", "stock"))
-        line = [name, f"{fast.rate:.0f}", f"{fast.per_cpu:.0f}", f"{fast.launches:.0f}", f"{fast.milliseconds:.1f}",
-                f"{100 * fast.share:.0f} %"]
+        line = [name, f"{fast.rate:.0f}", f"{fast.per_cpu:.0f}", f"{fast.launches:.0f}", *(f"{t:.1f}" for t in fast.parts)]
         if device == "cpu":
             line += [f"{stock.per_cpu:.1f}", f"{fast.per_cpu / stock.per_cpu:.1f}"]
         if name in groups:
             rates.append(fast.per_cpu)
             ratios.append(fast.per_cpu / stock.per_cpu if device == "cpu" else 0.0)
         lines.append(tuple(line))
-    median = ["**median over families**", "", f"{statistics.median(rates):.0f}", "", "", ""]
+    median = ["**median over families**", "", f"{statistics.median(rates):.0f}", *[""] * 6]
     return [*lines, tuple(median + (["", f"{statistics.median(ratios):.1f}"] if device == "cpu" else []))]
 
 
 class _Sum:
     def __init__(self, members: Iterable[Measured]):
         members = list(members)
-        counted, seconds, cpu, calls = (sum(getattr(m, n) for m in members) for n in ("counted", "seconds", "cpu", "calls"))
+        counted, seconds, cpu = (sum(getattr(m, n) for m in members) for n in ("counted", "seconds", "cpu"))
         self.rate, self.per_cpu = counted / (seconds or 1), counted / (cpu or 1)
         self.launches = sum(m.launches for m in members) / (cpu or 1)
-        self.milliseconds = 1000 * seconds / (counted or 1)
-        self.share = calls / (seconds or 1)
+        worker = [sum(m.worker[k] for m in members) for k in range(3)]
+        self.parts = [1000 * t / (counted or 1) for t in (seconds, *worker, seconds - sum(worker))]
 
 
-HEAD = ("family", "counted examples/s", "per core second", "launches per core second", "ms an example", "of it calls")
+HEAD = ("family", "counted examples/s", "per core second", "launches per core second", "ms an example", "setup", "run", "check",
+        "suite")
 HEAD_CPU = (*HEAD, "stock form, per core second", "ratio")
 
 

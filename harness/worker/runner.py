@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import time
 import traceback
 
 import torch
@@ -43,6 +44,7 @@ class Runner:
 
     def _step(self, header: dict, step: dict, blobs: list, phase) -> tuple[dict, list[bytes]]:
         phase("setup")
+        began = time.perf_counter()
         memory, mode = step["memory"], header.get("mode", "plain")
         key = ""
         if mode == "graph":
@@ -60,7 +62,7 @@ class Runner:
         launches = self.memory.counts["launches"]
         reply = {"raised": None, "returned": None, "changes": [], "host": {}, "replayed": again}
         phase("run")
-        error = None
+        called, error = time.perf_counter(), None
         try:
             if header.get("count"):
                 returned, reply["cost"] = counted(self.memory, lambda: function(**arguments),
@@ -83,6 +85,7 @@ class Runner:
         else:
             reply["returned"] = _returned(returned, arguments)
         phase("check")
+        returned_at = time.perf_counter()
         reply["findings"] = self.memory.findings()
         reply["written"] = [n for n, t in self._tensors.items() if t._version != versions[n]]
         reply["moved"] = [n for n, t in self._tensors.items() if _place(t) != places[n]]
@@ -92,6 +95,7 @@ class Runner:
             if len(positions):
                 reply["changes"].append(block)
                 data += [positions.tobytes(), values.tobytes()]
+        reply["seconds"] = [called - began, returned_at - called, time.perf_counter() - returned_at]  # setup, run, check
         return reply, data
 
     def _tensor(self, view: dict) -> torch.Tensor:
