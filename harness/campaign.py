@@ -175,7 +175,7 @@ class Campaign:
         return example, self._check(example, self.options)
 
     def _check(self, example: Example, options: CheckOptions) -> list[Found]:
-        casefile.write(self._inflight, self._document(example, None))
+        casefile.note(self._inflight, self._document(example, None))
         return check(example, self.worker, self.rules, options)
 
     def _first_time(self, example: Example) -> bool:
@@ -225,7 +225,7 @@ class OutsideCampaign(Campaign):
         if not reason or (example.outside and declined):
             return example, []
         self._count(example, fresh)
-        casefile.write(self._inflight, self._document(example, None))
+        casefile.note(self._inflight, self._document(example, None))
         return replace(example, outside=reason), harm(example, reason, self.worker, self.rules)
 
 

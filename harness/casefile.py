@@ -78,6 +78,12 @@ def document(example: Example, variant: Mapping[str, str], subject: str, version
     return {**body, "subject": subject, "versions": dict(versions), "finding": finding, "digest": digest}
 
 
+def note(path: Path, content: dict) -> None:
+    """Write a case file that only a crash of this process leaves behind: cheaply, since there is one for every example."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
 def write(path: Path, content: dict) -> Path:
     """Write a case file so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

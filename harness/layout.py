@@ -84,8 +84,11 @@ class View:
 
     def byte_of(self, flat: int) -> int:
         """The byte where the cell with flat logical index `flat` starts."""
-        index = np.unravel_index(flat, self.shape)
-        return self.start + self.dtype.itemsize * sum(int(i) * s for i, s in zip(index, self.strides))
+        element = 0
+        for size, stride in zip(reversed(self.shape), reversed(self.strides)):
+            flat, index = divmod(flat, size)
+            element += index * stride
+        return self.start + self.dtype.itemsize * element
 
     def locate(self, byte: int) -> tuple[int, ...]:
         """The logical index nearest to a byte; the last one may lie outside the tensor."""

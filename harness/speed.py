@@ -154,6 +154,8 @@ def chosen(only: list[str]) -> list[Contract]:
 
 
 def run(options) -> list[Measured]:
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {options.device}: known are auto, cpu, cuda")
     device = devices.resolve(options.device)
     if device == "cuda" and not devices.gpus():
         raise UsageError("--device cuda: no GPU is visible here (nvidia-smi lists none)")

@@ -30,6 +30,8 @@ class Runner:
         replies, data = [], []
         for step in header["steps"]:
             step_blobs, blobs = blobs[: len(step["memory"]["windows"])], blobs[len(step["memory"]["windows"]) :]
+            if replies:
+                phase("setup")  # as every call begins
             reply, changes = self._step(header, step, step_blobs, phase)
             replies.append(reply)
             data += changes
@@ -43,7 +45,6 @@ class Runner:
             torch.cuda.synchronize()
 
     def _step(self, header: dict, step: dict, blobs: list, phase) -> tuple[dict, list[bytes]]:
-        phase("setup")
         began = time.perf_counter()
         memory, mode = step["memory"], header.get("mode", "plain")
         key = ""
