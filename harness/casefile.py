@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import TextIO
 
 from harness import registry
 from harness.contract import Case
@@ -78,10 +79,28 @@ def document(example: Example, variant: Mapping[str, str], subject: str, version
     return {**body, "subject": subject, "versions": dict(versions), "finding": finding, "digest": digest}
 
 
-def note(path: Path, content: dict) -> None:
-    """Write a case file that only a crash of this process leaves behind: cheaply, since there is one for every example."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+class Note:
+    """The case file of the example that is being tried, which only a crash of this process leaves behind. There is one for
+    every example, so the file stays open."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: TextIO | None = None
+
+    def write(self, content: dict) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w")
+        self._file.seek(0)
+        self._file.write(json.dumps(content))
+        self._file.truncate()
+        self._file.flush()
+
+    def remove(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self.path.unlink(missing_ok=True)
 
 
 def write(path: Path, content: dict) -> Path:

@@ -16,6 +16,7 @@ def install(interpreter) -> None:
     look_dtypes_up(interpreter)
     build_handles_directly(interpreter)
     remember_semantics(interpreter)
+    convert_arguments_by_dtype(interpreter)
     patch_language_by_list(interpreter)
 
 
@@ -148,6 +149,29 @@ def remember_semantics(interpreter) -> None:
     interpreter._patch_attr = patch_attr
     interpreter._patch_lang_tensor = patch_tensor
     interpreter.TensorHandle.__bool__ = looking(stock_truth)
+
+
+def convert_arguments_by_dtype(interpreter) -> None:
+    """A tensor argument's Triton type is read from a string that is made of its dtype, at every launch; look it up."""
+    import torch
+    import triton.language as tl
+
+    stock, common = interpreter._implicit_cvt, {}
+
+    def convert(argument):
+        if type(argument) is not torch.Tensor:
+            return stock(argument)
+        known = common.get(argument.dtype)
+        if known is None:
+            first = stock(argument)
+            common[argument.dtype] = {n: v for n, v in first.__dict__.items() if n != "handle"}
+            return first
+        made = object.__new__(tl.tensor)
+        made.__dict__.update(known)
+        made.handle = interpreter.TensorHandle(np.array([argument.data_ptr()], dtype=np.uint64), made.type)
+        return made
+
+    interpreter._implicit_cvt = convert
 
 
 def patch_language_by_list(interpreter) -> None:
