@@ -99,7 +99,7 @@ class Campaign:
         self._seen: set[str] = set()
         self._known: set[tuple[str, str]] = set()
         self._failed: tuple[Example, Found] | None = None
-        self._inflight = folder / f"inflight-{os.getpid()}.json"
+        self._inflight = casefile.Note(folder / f"inflight-{os.getpid()}.json")
 
     def run(self) -> Outcome:
         """Everything there is to find within the budget.
@@ -116,7 +116,7 @@ class Campaign:
                 if not fresh:
                     break
         finally:
-            self._inflight.unlink(missing_ok=True)
+            self._inflight.remove()
             self.outcome.seconds = time.monotonic() - started
         self.outcome.also -= self._known
         return self.outcome
@@ -201,7 +201,7 @@ class Campaign:
         return example, self._check(example, self.options)
 
     def _check(self, example: Example, options: CheckOptions) -> list[Found]:
-        casefile.write(self._inflight, self._document(example, None))
+        self._inflight.write(self._document(example, None))
         return check(example, self.worker, self.rules, options)
 
     def _first_time(self, example: Example) -> bool:
@@ -253,7 +253,7 @@ class OutsideCampaign(Campaign):
         if not reason or (example.outside and declined):
             return example, []
         self._count(example, fresh)
-        casefile.write(self._inflight, self._document(example, None))
+        self._inflight.write(self._document(example, None))
         return replace(example, outside=reason), harm(example, reason, self.worker, self.rules)
 
 

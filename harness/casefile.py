@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import TextIO
 
 from harness import registry
 from harness.contract import Case
@@ -77,6 +78,30 @@ def document(example: Example, variant: Mapping[str, str], subject: str, version
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     finding = {"check": found.check, "buffer": found.buffer, "sentence": found.sentence} if found else {}
     return {**body, "subject": subject, "versions": dict(versions), "finding": finding, "digest": digest}
+
+
+class Note:
+    """The case file of the example that is being tried, which only a crash of this process leaves behind. There is one for
+    every example, so the file stays open."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: TextIO | None = None
+
+    def write(self, content: dict) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w")
+        self._file.seek(0)
+        self._file.write(json.dumps(content))
+        self._file.truncate()
+        self._file.flush()
+
+    def remove(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self.path.unlink(missing_ok=True)
 
 
 def write(path: Path, content: dict) -> Path:

@@ -127,8 +127,9 @@ def inputs(placed: Placed, observed: Observed, written: Sequence[str], moved: Se
     for name, view in placed.views.items():
         if placed.contract.arg(name).role is not Role.IN:
             continue
-        after = placed.cells(name, observed.windows)
-        for start, before in placed.cells(name).items():
+        same = all(observed.windows[p.window] is placed.windows[p.window].image for p in placed.pieces[name])
+        after = {} if same else placed.cells(name, observed.windows)
+        for start, before in () if same else placed.cells(name).items():
             changed = np.flatnonzero(_differs_bytes(after[start], before))
             if len(changed):
                 flat = start + int(changed[0])

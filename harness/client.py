@@ -20,6 +20,7 @@ TEST_SIGNS = ("PYTEST_", "HYPOTHESIS_", "PLUMBLINE_")
 OWN_FAULT = 70  # the worker's exit status for an error of its own
 UNLOADABLE = 71  # that of a child whose subject does not load
 PHASE_LIMIT = {"setup": 60.0, "compile": 300.0, "check": 60.0}
+INTERPRETERS = ("fast", "stock")  # stock: Triton's own, with our checks but with nothing that makes it faster
 
 
 class InfraError(Exception):
@@ -74,8 +75,13 @@ class WorkerOptions:
     paths: tuple[str, ...] = ()
     run_limit: float = 20.0
     guards: bool = True
+    interpreter: str = field(default_factory=lambda: os.environ.get("PLUMBLINE_INTERPRETER", "fast"))
     environment: dict = field(default_factory=dict)
     under: tuple[str, ...] = ()  # a command that runs the worker, e.g. compute-sanitizer; calls then run in it, not in a fork
+
+    def __post_init__(self):
+        if self.interpreter not in INTERPRETERS:
+            raise UsageError(f"PLUMBLINE_INTERPRETER={self.interpreter}: known are {', '.join(INTERPRETERS)}")
 
 
 class Worker:
@@ -118,7 +124,7 @@ class Worker:
         theirs.close()
         config = {"subject": self.options.subject, "device": self.options.device, "root": str(ROOT),
                   "paths": list(self.options.paths), "contracts": self._contracts, "guards": self.options.guards,
-                  "fork": not self.options.under}
+                  "fork": not self.options.under, "stock": self.options.interpreter == "stock"}
         try:
             messages.send(self._control, config)
             return messages.receive(self._control, START_LIMIT)[0]
@@ -289,7 +295,7 @@ class Inline:
             self.describe = {c.name: loaded.describe(c.family, c.name, c.names) for c in contracts}
         except subject.SubjectError as error:
             raise UsageError(str(error)) from None
-        self._runner = runner.Runner(loaded, options.device, options.guards)
+        self._runner = runner.Runner(loaded, options.device, options.guards, options.interpreter == "stock")
         self.tier = self._runner.memory.guards
         import numpy
         import torch

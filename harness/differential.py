@@ -149,7 +149,7 @@ def run_steps(example: Example, steps: list[Step], worker, options: CheckOptions
         if isinstance(reply, Fault):
             return done, [Found("fault", reply.kind, f"{reply.detail} of {case.contract.name}", step=k)]
         step = reply["steps"][0]
-        observed = layouts.observe(placed, [(b, o, bytes(d)) for (b, o), d in zip(step["changes"], data)])
+        observed = layouts.observe(placed, layouts.changes(step["changes"], data))
         if step["raised"]:
             seen = checks.memory(placed, step["findings"]) if "memory" in options.checks else []  # may be what made it raise
             return done, [*(_at(f, k) for f in seen), _raised(step["raised"], k, checks.written(placed, observed))]

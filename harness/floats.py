@@ -10,11 +10,13 @@ import numpy as np
 _RAW = {"bfloat16": np.dtype(np.uint16), "float8_e4m3fn": np.dtype(np.uint8)}
 
 
+@lru_cache(maxsize=None)
 def storage(name: str) -> np.dtype:
     """The NumPy dtype that holds a cell's bits."""
     return _RAW.get(name) or np.dtype(name)
 
 
+@lru_cache(maxsize=None)
 def is_float(name: str) -> bool:
     return name in _RAW or np.dtype(name).kind == "f"
 

@@ -1,31 +1,36 @@
 """Cell contents from a counter hash: stable across versions, and any cell can be computed without its neighbours."""
 
 import zlib
+from functools import lru_cache
 
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+_MASK = 2**64 - 1
+
+
 def splitmix64(counter: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser (Steele, Lea, Flood 2014) of every counter, uint64 in and out."""
-    z = counter.astype(np.uint64)
-    with np.errstate(over="ignore"):
-        z = z + _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    """The splitmix64 finaliser (Steele, Lea, Flood 2014) of every counter of an array, uint64 in and out."""
+    z = counter + _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
+@lru_cache(maxsize=1024)
 def stream(seed: int, name: str) -> int:
-    """The key of one named stream of cells."""
-    return int(splitmix64(np.array([(seed << 32) ^ zlib.crc32(name.encode())], dtype=np.uint64))[0])
+    """The key of one named stream of cells: splitmix64 of one counter."""
+    z = (((seed << 32) ^ zlib.crc32(name.encode())) + int(_GOLDEN)) & _MASK
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
+    return z ^ (z >> 31)
 
 
 def cells(seed: int, name: str, index: np.ndarray) -> np.ndarray:
-    """The uint64 cell of stream `name` at every position in `index`."""
-    with np.errstate(over="ignore"):
-        return splitmix64(np.asarray(index).astype(np.uint64) * _GOLDEN + np.uint64(stream(seed, name)))
+    """The uint64 cell of stream `name` at every position in the array `index`."""
+    return splitmix64(np.atleast_1d(index).astype(np.uint64) * _GOLDEN + np.uint64(stream(seed, name)))
 
 
 def poison(seed: int, name: str, index: np.ndarray, dtype: np.dtype) -> np.ndarray:

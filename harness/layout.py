@@ -5,7 +5,7 @@ what a window does not cover is zero, so a 16 GiB table costs only the rows that
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,8 +84,11 @@ class View:
 
     def byte_of(self, flat: int) -> int:
         """The byte where the cell with flat logical index `flat` starts."""
-        index = np.unravel_index(flat, self.shape)
-        return self.start + self.dtype.itemsize * sum(int(i) * s for i, s in zip(index, self.strides))
+        element = 0
+        for size, stride in zip(reversed(self.shape), reversed(self.strides)):
+            flat, index = divmod(flat, size)
+            element += index * stride
+        return self.start + self.dtype.itemsize * element
 
     def locate(self, byte: int) -> tuple[int, ...]:
         """The logical index nearest to a byte; the last one may lie outside the tensor."""
@@ -135,9 +138,9 @@ class Placed:
 
     def cells(self, name: str, windows: list[np.ndarray] | None = None) -> dict[int, np.ndarray]:
         """The cells of a tensor by flat start index, as views into `windows` (default: the images before the call)."""
-        view = self.views[name]
+        dtype = self.views[name].dtype
         return {
-            p.start: np.ndarray((p.count,), view.dtype, (windows[p.window] if windows else self.windows[p.window].image),
+            p.start: np.ndarray((p.count,), dtype, (windows[p.window] if windows else self.windows[p.window].image),
                                 p.offset, (p.step,))
             for p in self.pieces[name]
         }
@@ -291,8 +294,8 @@ class _Builder:
         return hashing.poison(self.seed, f"{name}/{what}/{self.run}", index, self.views[name].dtype)
 
     def _cells(self, name: str) -> dict[int, np.ndarray]:
-        view = self.views[name]
-        return {p.start: np.ndarray((p.count,), view.dtype, self.windows[p.window].image, p.offset, (p.step,))
+        dtype = self.views[name].dtype
+        return {p.start: np.ndarray((p.count,), dtype, self.windows[p.window].image, p.offset, (p.step,))
                 for p in self.pieces[name]}
 
     def _share(self, name: str, tensor, other: str) -> None:
@@ -378,34 +381,58 @@ def _by_row(start: int, stop: int, columns: int):
         start = end
 
 
-def observe(placed: Placed, changes: list[tuple[int, int, bytes]]) -> Observed:
-    """Apply the changed byte runs (block, offset, bytes) that the worker saw."""
-    images = [w.image.copy() for w in placed.windows]
-    owned = _owned_bytes(placed)
-    places = np.array([(w.block, w.offset, w.offset + len(w.image)) for w in placed.windows]).reshape(-1, 3)
+def changes(blocks: list[int], data: list) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """What a worker says that a call changed: for each of `blocks` two blobs, of positions (int64) and of bytes."""
+    return [(block, np.frombuffer(positions, np.int64), np.frombuffer(values, np.uint8))
+            for block, positions, values in zip(blocks, data[::2], data[1::2])]
+
+
+def observe(placed: Placed, changes: list[tuple[int, np.ndarray, np.ndarray]]) -> Observed:
+    """Memory after a call that changed bytes: their block, their positions in it, ascending, and what stands there now. A
+    window without a change is the very image from before."""
+    images = [w.image for w in placed.windows]
+    windows: dict[int, list[int]] = {}
+    for k, window in enumerate(placed.windows):
+        windows.setdefault(window.block, []).append(k)
     stray = []
-    for block, offset, data in changes:
-        covered = np.zeros(len(data), dtype=bool)
-        meets = (places[:, 0] == block) & (places[:, 1] < offset + len(data)) & (places[:, 2] > offset)
-        for k in np.flatnonzero(meets).tolist():
+    for block, positions, values in changes:
+        covered = np.zeros(len(positions), dtype=bool)
+        pieces = _pieces(placed, block)
+        for k in windows.get(block, ()):
             window = placed.windows[k]
-            lo, hi = max(offset, window.offset), min(offset + len(data), window.offset + len(window.image))
-            there, here = slice(lo - window.offset, hi - window.offset), slice(lo - offset, hi - offset)
-            images[k][there] = np.frombuffer(data[here], np.uint8)
-            covered[here] |= owned[k][there]
-        first = np.flatnonzero(~covered)
-        if len(first):
-            stray.append((block, offset + int(first[0]), data[int(first[0]) :]))
+            lo, hi = np.searchsorted(positions, (window.offset, window.offset + len(window.image)))
+            if lo < hi:
+                there = positions[lo:hi] - window.offset
+                images[k] = window.image.copy()
+                images[k][there] = values[lo:hi]
+                covered[lo:hi] |= _owned_bytes(len(window.image), pieces.get(k, ()))[there]
+        if not covered.all():
+            stray += _stray(block, positions, values, covered)
     return Observed(images, stray)
 
 
-def _owned_bytes(placed: Placed) -> list[np.ndarray]:
-    """For every window, which of its bytes belong to a cell of some tensor."""
-    owned = [np.zeros(len(w.image), dtype=bool) for w in placed.windows]
-    for name, pieces in placed.pieces.items():
-        itemsize = placed.views[name].dtype.itemsize
-        for p in pieces:
-            np.lib.stride_tricks.as_strided(owned[p.window][p.offset :], (p.count, itemsize), (p.step, 1))[:] = True
+def _stray(block: int, positions: np.ndarray, values: np.ndarray, covered: np.ndarray) -> list[tuple[int, int, bytes]]:
+    """Of every run of changed bytes the part from the first one on that belongs to no cell."""
+    found = []
+    for run in np.split(np.arange(len(positions)), np.flatnonzero(np.diff(positions) > 1) + 1):
+        outside = np.flatnonzero(~covered[run])
+        if len(outside):
+            found.append((block, int(positions[run[outside[0]]]), values[run[outside[0]] : run[-1] + 1].tobytes()))
+    return found
+
+
+def _pieces(placed: Placed, block: int) -> dict[int, list[tuple[Piece, int]]]:
+    """For every window of a block the runs of cells in it, with the size of a cell."""
+    found: dict[int, list[tuple[Piece, int]]] = {}
+    for name, view in placed.views.items():
+        for piece in placed.pieces[name] if view.block == block else ():
+            found.setdefault(piece.window, []).append((piece, view.dtype.itemsize))
+    return found
+
+
+def _owned_bytes(size: int, pieces: Iterable[tuple[Piece, int]]) -> np.ndarray:
+    """Which bytes of a window belong to a cell of some tensor."""
+    owned = np.zeros(size, dtype=bool)
+    for piece, itemsize in pieces:
+        np.lib.stride_tricks.as_strided(owned[piece.offset :], (piece.count, itemsize), (piece.step, 1))[:] = True
     return owned
-
-

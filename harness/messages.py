@@ -24,9 +24,7 @@ def send(channel: socket.socket, header: dict, blobs=()) -> None:
     views = [memoryview(b).cast("B") if len(b) else memoryview(b"") for b in blobs]
     text = json.dumps({**header, "blobs": [v.nbytes for v in views]}).encode()
     try:
-        channel.sendall(_PREFIX.pack(len(text), sum(v.nbytes for v in views)) + text)
-        for view in views:
-            channel.sendall(view)
+        channel.sendall(b"".join([_PREFIX.pack(len(text), sum(v.nbytes for v in views)), text, *views]))
     except OSError as error:
         raise Closed(str(error)) from None
 

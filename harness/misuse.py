@@ -97,10 +97,10 @@ def attempt(case: Case, misuse: Misuse, worker) -> Answer:
         memory["tensors"][misuse.meta]["device"] = "meta"
     header = {"family": case.contract.family, "transform": case.contract.name, "order": 0, "rules": [],
               "steps": [{"memory": memory, "arguments": wire_arguments(misuse.arguments)}]}
-    reply, data = worker.run(header, blobs)
+    reply, _ = worker.run(header, blobs)
     if isinstance(reply, Fault):
         return Answer(fault=reply.detail)
     step = reply["steps"][0]
-    wrote = f"{len(data)} places" if data else ""
+    wrote = f"{len(step['changes'])} of its tensors" if step["changes"] else ""
     raised = step["raised"] or {"type": "", "message": ""}
     return Answer(raised["type"], raised["message"], wrote)

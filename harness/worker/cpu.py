@@ -15,9 +15,9 @@ class CpuMemory:
 
     guards = "shadow memory"
 
-    def __init__(self):
+    def __init__(self, stock: bool = False):
         self.arena = Arena()
-        self.shadow = interpreter.install(lambda native: Shadow(native, self.arena))
+        self.shadow = interpreter.install(lambda native: Shadow(native, self.arena), stock)
 
     def map(self, memory: dict, blobs: list) -> None:
         """Fresh blocks with the given contents."""
@@ -53,6 +53,6 @@ class CpuMemory:
         self.shadow.end()
         return self.shadow.findings
 
-    def changes(self) -> list[tuple[int, int, bytes]]:
-        """Every run of bytes that the call changed, as (block, offset, bytes)."""
-        return [(b, o, d) for b, block in enumerate(self.arena.blocks) for o, d in block.changes()]
+    def changes(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each block the bytes that the call changed: their positions, and what stands there now."""
+        return [block.changes() for block in self.arena.blocks]

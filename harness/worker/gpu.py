@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .arena import DENSE_LIMIT, differences, image
+from .arena import DENSE_LIMIT, differences, image, joined
 
 MARGIN = 1 << 16  # bytes beside a block in its slot that are compared as well
 CANARY = 0xA5
@@ -141,15 +141,17 @@ class GpuMemory:
         """Findings of this tier are faults."""
         return []
 
-    def changes(self) -> list[tuple[int, int, bytes]]:
-        """Every run of bytes that the call changed, as (block, offset, bytes)."""
+    def changes(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each block the bytes that the call changed: their positions, and what stands there now."""
         found = []
-        for k, (block, windows) in enumerate(zip(self._blocks, self._windows)):
+        for block, windows in zip(self._blocks, self._windows):
+            parts = []
             for lo, after in block.read():
                 before = image(lo, lo + len(after), windows)
                 before[: max(0, -lo)] = CANARY
                 before[max(0, block.size - lo) :] = CANARY
-                found += [(k, offset, data) for offset, data in differences(lo, before, after)]
+                parts.append(differences(lo, before, after))
+            found.append(joined(parts))
         return found
 
 

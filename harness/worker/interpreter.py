@@ -6,21 +6,23 @@ import math
 import numpy as np
 from torch.utils._python_dispatch import _disable_current_modes
 
+from . import fast
 from .shadow import Shadow, poison
 
 
-def install(shadow_of) -> Shadow:
-    """Patch the imported interpreter once per process. `shadow_of(native)` makes the stand-in for its native module."""
+def install(shadow_of, stock: bool = False) -> Shadow:
+    """Patch the imported interpreter once per process. `shadow_of(native)` makes the stand-in for its native module; `stock`
+    leaves out what only makes it faster."""
     from triton.runtime import interpreter
 
     shadow = shadow_of(interpreter._interpreter)
     interpreter._interpreter = shadow
     loop_bounds_from_memory(interpreter)
+    if not stock:
+        fast.install(interpreter)
     poison_masked_lanes(interpreter)
     scalar_and_vector_masks(interpreter)
     narrow_float_casts(interpreter)
-    skip_unused_overflow_checks(interpreter)
-    patch_language_once_per_launch(interpreter)
     watch_launches(interpreter, shadow)
     return shadow
 
@@ -43,24 +45,38 @@ def loop_bounds_from_memory(interpreter) -> None:
 def poison_masked_lanes(interpreter) -> None:
     """A masked load without `other` is undefined on hardware; the interpreter gives 0, which hides missing masks.
 
-    `other=0` of a load with one lane is there all the same: Triton asks for its truth, which in the interpreter is its value.
+    Whether there is a mask or an `other` Triton asks by its truth, which in the interpreter is its value where it has one lane.
     """
     builder, semantic = interpreter.InterpreterBuilder, type(interpreter.interpreter_semantic)
-    stock, stock_load = builder.create_masked_load, semantic.load
-    given = {"other": False}
+    stock, stock_patch, stock_access = builder.create_masked_load, interpreter._patch_lang_tensor, {}
+    inside = {"access": False}
 
-    def load(self, pointers, mask, other, *rest):
-        given["other"] = other is not None
-        return stock_load(self, pointers, mask, other, *rest)
+    def accessing(name):
+        def access(self, *args):
+            inside["access"] = True
+            try:
+                return stock_access[name](self, *args)
+            finally:
+                inside["access"] = False
+
+        return access
+
+    def patched(tensor, scope):
+        stock_patch(tensor, scope)
+        truth = tensor.__bool__
+        scope.set_attr(tensor, "__bool__", lambda self: inside["access"] or truth(self))
 
     def create_masked_load(self, pointers, mask, other, *rest):
-        if other is None and not given["other"]:
+        if other is None:
             element = pointers.get_element_ty()
             dtype = interpreter._get_np_dtype(element)
             other = interpreter.TensorHandle(np.full(pointers.data.shape, poison(dtype), dtype=dtype), element)
         return stock(self, pointers, mask, other, *rest)
 
-    semantic.load = load
+    for name in ("load", "store"):
+        stock_access[name] = getattr(semantic, name)
+        setattr(semantic, name, accessing(name))
+    interpreter._patch_lang_tensor = patched
     builder.create_masked_load = create_masked_load
 
 
@@ -102,39 +118,6 @@ def narrow_float_casts(interpreter) -> None:
         return result.view({4: torch.int32, 2: torch.int16, 1: torch.uint8}[goal.itemsize]).numpy().view(bits[goal.itemsize])
 
     interpreter._convert_float = convert
-
-
-def skip_unused_overflow_checks(interpreter) -> None:
-    """Without debug the stock interpreter computes every 32-bit sum twice and drops the verdict; don't compute it."""
-    options = interpreter.interpreter_builder.options
-    if not options.debug:
-        object.__setattr__(options, "sanitize_overflow", False)
-
-
-def patch_language_once_per_launch(interpreter) -> None:
-    """Every call of a jit function inside a kernel patches `triton.language` again, by walking all its members: a third
-    of the interpreter's time. Within one launch the first time is enough."""
-    import triton.language as tl
-
-    stock_patch, stock_call = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    done: set[int] = set()
-
-    def patch(fn):
-        modules = {id(m) for m in (tl, tl.core) if any(value is m for value in fn.__globals__.values())}
-        if modules and modules <= done:
-            return None
-        done.update(modules)
-        return stock_patch(fn)
-
-    def call(self, *args, **kwargs):
-        done.clear()
-        try:
-            return stock_call(self, *args, **kwargs)
-        finally:
-            done.clear()
-
-    interpreter._patch_lang = patch
-    interpreter.GridExecutor.__call__ = call
 
 
 class _Refused(Exception):

@@ -66,7 +66,7 @@ def _preload(config: dict):
     runner_module = importlib.import_module("plumbline_worker.runner")
     subject_module = importlib.import_module("plumbline_worker.subject")
     subject = subject_module.Subject(config["subject"], Path(config["root"]))
-    runner = runner_module.Runner(subject, config["device"], config["guards"])
+    runner = runner_module.Runner(subject, config["device"], config["guards"], config["stock"])
     if torch.cuda.is_initialized():
         raise subject_module.SubjectError(f"--subject {config['subject']}: importing it initialises CUDA; calls run in forked "
                                           "processes, so do that on first use")

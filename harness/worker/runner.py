@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import time
 import traceback
 
 import torch
@@ -15,12 +16,12 @@ from .subject import Subject
 class Runner:
     """Holds the memory tier and the subject of one worker."""
 
-    def __init__(self, subject: Subject, device: str, guards: bool = True):
+    def __init__(self, subject: Subject, device: str, guards: bool = True, stock: bool = False):
         self.subject, self.device = subject, device
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True
-        self.memory = _memory(device, guards)
+        self.memory = _memory(device, guards, stock)
         self._captured, self._arguments, self._tensors = "", {}, {}
 
     def run(self, header: dict, blobs: list, phase=lambda name: None) -> tuple[dict, list[bytes]]:
@@ -29,6 +30,8 @@ class Runner:
         replies, data = [], []
         for step in header["steps"]:
             step_blobs, blobs = blobs[: len(step["memory"]["windows"])], blobs[len(step["memory"]["windows"]) :]
+            if replies:
+                phase("setup")  # as every call begins
             reply, changes = self._step(header, step, step_blobs, phase)
             replies.append(reply)
             data += changes
@@ -42,7 +45,7 @@ class Runner:
             torch.cuda.synchronize()
 
     def _step(self, header: dict, step: dict, blobs: list, phase) -> tuple[dict, list[bytes]]:
-        phase("setup")
+        began = time.perf_counter()
         memory, mode = step["memory"], header.get("mode", "plain")
         key = ""
         if mode == "graph":
@@ -57,9 +60,10 @@ class Runner:
         versions, places = ({n: f(t) for n, t in self._tensors.items()} for f in (lambda t: t._version, _place))
         function = self.subject.function(header["family"], header["transform"])
         self.memory.watch(memory, header, phase)
+        launches = self.memory.counts["launches"]
         reply = {"raised": None, "returned": None, "changes": [], "host": {}, "replayed": again}
         phase("run")
-        error = None
+        called, error = time.perf_counter(), None
         try:
             if header.get("count"):
                 returned, reply["cost"] = counted(self.memory, lambda: function(**arguments),
@@ -74,6 +78,7 @@ class Runner:
         except Exception as raised:  # the subject's error is the result of the call
             error = raised
         reply["fault"] = self.memory.settle()
+        reply["launches"] = self.memory.counts["launches"] - launches
         if reply["fault"]:
             return {**reply, "findings": []}, []
         if error is not None:
@@ -81,13 +86,18 @@ class Runner:
         else:
             reply["returned"] = _returned(returned, arguments)
         phase("check")
+        returned_at = time.perf_counter()
         reply["findings"] = self.memory.findings()
         reply["written"] = [n for n, t in self._tensors.items() if t._version != versions[n]]
         reply["moved"] = [n for n, t in self._tensors.items() if _place(t) != places[n]]
         reply["host"] = {n: a for n, a in arguments.items() if "value" in step["arguments"][n]}
-        changes = self.memory.changes()
-        reply["changes"] = [[b, o] for b, o, _ in changes]
-        return reply, [d for _, _, d in changes]
+        data = []
+        for block, (positions, values) in enumerate(self.memory.changes()):
+            if len(positions):
+                reply["changes"].append(block)
+                data += [positions.tobytes(), values.tobytes()]
+        reply["seconds"] = [called - began, returned_at - called, time.perf_counter() - returned_at]  # setup, run, check
+        return reply, data
 
     def _tensor(self, view: dict) -> torch.Tensor:
         dtype, shape, strides = getattr(torch, view["dtype"]), view["shape"], view["strides"]
@@ -105,12 +115,12 @@ def _place(tensor: torch.Tensor) -> tuple:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _memory(device: str, guards: bool):
+def _memory(device: str, guards: bool, stock: bool):
     """The memory tier of a device: shadow memory on the CPU, guard pages or plain allocations on a GPU."""
     if device == "cpu":
         from .cpu import CpuMemory
 
-        return CpuMemory()
+        return CpuMemory(stock)
     from .gpu import GpuMemory
 
     return GpuMemory("guard pages" if guards and importlib.util.find_spec("cuda.bindings") else "plain allocations")

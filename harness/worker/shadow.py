@@ -22,6 +22,8 @@ from . import arena as arena_module
 WRITE, INIT = 1, 2
 RULES = ("read-outside", "write-outside", "read-forbidden", "write-input", "uninitialised", "race", "grid")
 MOST_FINDINGS = 32
+_SLOT_BITS = np.uint64(arena_module.SLOT_BITS)
+_NO_LANES = np.zeros(0, dtype=np.int64)
 _SPARSE = 1 << 22
 _MANY = 0xFFFFFFFF
 _ATOMIC = 0xFFFFFFFE
@@ -81,6 +83,7 @@ class Shadow:
 
     def __init__(self, native, arena: arena_module.Arena):
         self._native, self._arena = native, arena
+        self._base = np.uint64(arena.base)
         self.rules = frozenset(RULES)
         self.findings: list[dict] = []
         self.active = False
@@ -164,51 +167,73 @@ class Shadow:
 
     def _examine(self, pointers, mask, size, value, atomic=False):
         """Check every active lane; returns the mask without the lanes that broke a rule, and those lanes."""
-        lanes = np.flatnonzero(mask)
-        if not len(lanes):
-            return mask, lanes
-        addresses = np.ascontiguousarray(pointers).reshape(-1)[lanes]
-        values = None if value is None else np.ascontiguousarray(np.broadcast_to(value, pointers.shape)).reshape(-1)[lanes]
-        with np.errstate(over="ignore"):
-            slots = (addresses - np.uint64(self._arena.base)) >> np.uint64(arena_module.SLOT_BITS)
-        bad = np.zeros(len(lanes), dtype=bool)
-        for slot in [slots[0]] if slots[0] == slots[-1] and (slots == slots[0]).all() else np.unique(slots):
-            here = np.flatnonzero(slots == slot)
-            picked = None if values is None else values[here]
-            if slot < len(self._blocks):
-                bad[here] = self._in_block(int(slot), addresses[here], size, picked, atomic)
-            else:
-                bad[here] = self._in_own(addresses[here], size, picked is not None)
-        if not bad.any():
-            return mask, lanes[:0]
+        addresses = np.ascontiguousarray(pointers).reshape(-1)
+        values = None if value is None else np.ascontiguousarray(np.broadcast_to(value, pointers.shape)).reshape(-1)
+        lanes = None  # all of them
+        if not mask.all():
+            lanes = np.flatnonzero(mask)
+            if not len(lanes):
+                return mask, _NO_LANES
+            addresses, values = addresses[lanes], None if values is None else values[lanes]
+        slots = (addresses - self._base) >> _SLOT_BITS
+        if slots[0] == slots[-1] and (slots == slots[0]).all():
+            bad = self._in_slot(int(slots[0]), addresses, size, values, atomic)
+        else:
+            bad = np.zeros(len(addresses), dtype=bool)
+            for slot in np.unique(slots):
+                here = np.flatnonzero(slots == slot)
+                wrong = self._in_slot(int(slot), addresses[here], size, None if values is None else values[here], atomic)
+                bad[here] = False if wrong is None else wrong
+        if bad is None or not bad.any():
+            return mask, _NO_LANES
+        lanes = np.flatnonzero(bad) if lanes is None else lanes[bad]
         mask = np.array(np.broadcast_to(mask, pointers.shape), copy=True)
-        mask.reshape(-1)[lanes[bad]] = False
-        return mask, lanes[bad]
+        mask.reshape(-1)[lanes] = False
+        return mask, lanes
+
+    def _in_slot(self, slot: int, addresses, size: int, values, atomic: bool):
+        """Which lanes break a rule, or None where none does."""
+        if slot < len(self._blocks):
+            return self._in_block(slot, addresses, size, values, atomic)
+        return self._in_own(addresses, size, values is not None)
 
     def _in_block(self, slot: int, addresses, size: int, values, atomic: bool):
         block = self._blocks[slot]
         writing = values is not None
-        offsets = addresses.astype(np.int64) - block.address
+        needed = (WRITE | INIT if atomic else WRITE) if writing else INIT
+        offsets = addresses.view(np.int64) - block.address
         granule = 1 << block.shift
-        bad = np.zeros(len(addresses), dtype=bool)
+        bad = None
         for part in range(0, max(size, granule), granule):
-            cells = (offsets + part) >> block.shift
-            mapped = (cells >= 0) & (cells < block.count)
-            flags = np.zeros(len(cells), dtype=np.uint8)
-            flags[mapped] = block.flags.array[cells[mapped]]
-            needed = (WRITE | INIT if atomic else WRITE) if writing else INIT
-            wrong = np.zeros(len(cells), dtype=bool)
-            if ((flags & needed) != needed).any():
-                wrong = self._broken(block, slot, flags, offsets, offsets + part, size, writing, atomic)
+            cells = (offsets + part if part else offsets) >> block.shift
+            good, flags = None, None  # good: all of them
+            if cells.min() >= 0 and cells.max() < block.count:
+                flags = block.flags.array[cells]
+            if flags is None or (flags & needed != needed).any():
+                wrong, good, flags = self._wrong(block, slot, cells, offsets, part, size, needed, writing, atomic)
+                bad = wrong if bad is None else bad | wrong
             if block.writer is not None and "race" in self.rules:
-                good = np.flatnonzero(mapped & ~wrong & ((flags & WRITE) != 0))
-                self._order(block, slot, cells[good], offsets[good], size, addresses[good],
-                            None if values is None else values[good], atomic)
+                shared = None if writing and good is None else (flags & WRITE) != 0
+                if shared is not None and good is not None:
+                    shared &= good
+                if shared is None:
+                    self._order(block, slot, cells, offsets, size, addresses, values, atomic)
+                elif shared.any():
+                    self._order(block, slot, cells[shared], offsets[shared], size, addresses[shared],
+                                None if values is None else values[shared], atomic)
             if writing:
-                good = mapped & ~wrong
-                block.flags.array[cells[good]] |= INIT
-            bad |= wrong
+                block.flags.array[cells if good is None else cells[good]] |= INIT
         return bad
+
+    def _wrong(self, block: _Block, slot: int, cells, offsets, part: int, size: int, needed: int, writing: bool, atomic: bool):
+        """Which lanes break a rule, which do not and lie on the block, and the flags of each lane's cell."""
+        mapped = (cells >= 0) & (cells < block.count)
+        flags = np.zeros(len(cells), dtype=np.uint8)
+        flags[mapped] = block.flags.array[cells[mapped]]
+        wrong = np.zeros(len(cells), dtype=bool)
+        if ((flags & needed) != needed).any():
+            wrong = self._broken(block, slot, flags, offsets, offsets + part, size, writing, atomic)
+        return wrong, mapped & ~wrong, flags
 
     def _broken(self, block: _Block, slot: int, flags, offsets, bytes_, size: int, writing: bool, atomic: bool):
         """Which lanes break a rule, when some cell does not allow the access."""
@@ -271,7 +296,7 @@ class Shadow:
             k = np.searchsorted(self._own[:, 0], addresses, side="right").astype(np.int64) - 1
             bad = (k < 0) | (addresses + np.uint64(size) > self._own[np.maximum(k, 0), 1])
         if rule not in self.rules or not bad.any():
-            return np.zeros(len(addresses), dtype=bool)
+            return None
         self._report(rule, None, 0, size)
         return bad
 

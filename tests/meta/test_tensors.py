@@ -126,7 +126,7 @@ def test_the_end_of_a_long_row_is_a_cell_of_one_window_alone():
     placed = layout.place(long.contract, long.arguments(), Layout(), seed=1, run=0)
     view = placed.views["page_table_1[0]"]
     last = view.byte_of(131071)
-    observed = layout.observe(placed, [(view.block, last, b"\1\2\3\4")])
+    observed = layout.observe(placed, [(view.block, last + np.arange(4), np.arange(1, 5, dtype=np.uint8))])
     assert observed.stray == [] and placed.cells("page_table_1[0]", observed.windows)[0][131071] == 0x04030201
 
 
