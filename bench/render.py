@@ -99,10 +99,15 @@ def remark(results: Results, transform: str, size: Size) -> str:
         if mine is not None and theirs is not None and mine > 1.05 * theirs:
             why = f": {WHY_SLOWER[transform]}" if transform in WHY_SLOWER and what == "gpu" else ""
             said.append(f"slower than eager ({'GPU' if what == 'gpu' else what} {mine / theirs:.2f}x){why}")
+    late = []
     for subject in (OWN, EAGER, *results.upstreams):
         why = _why(results, subject, transform, size)
-        if why and not why.startswith("not provided"):
+        if why.startswith("left out: after"):
+            late.append(subject)
+        elif why and not why.startswith("not provided"):
             said.append(f"{subject}: {why}")
+    if late:
+        said.append("no time for " + ", ".join(late))
     if "no_plan" in row:
         said.append("no plan")
     return "; ".join(said).replace("|", "/")
