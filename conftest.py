@@ -31,7 +31,7 @@ WORKERS = pytest.StashKey[dict]()
 
 def pytest_addoption(parser):
     group = parser.getgroup("plumbline")
-    group.addoption("--subject", action="append", help="whose kernels: kernels, eager, sglang, a .py file or a module")
+    group.addoption("--subject", action="append", help="whose kernels: kernels, plans, eager, sglang, a .py file or a module")
     group.addoption("--subject-python", default=sys.executable, help="the interpreter that holds the subjects")
     group.addoption("--subject-path", action="append", default=[], help="a folder to import subjects from")
     group.addoption("--variant", action="append", default=[], help="CONTRACT:RULE=CHOICE, over what the subject declares")
@@ -88,16 +88,10 @@ def subjects(config) -> list[str]:
 
 
 def _variant(text: str) -> tuple[str, str, str]:
-    """CONTRACT:RULE=CHOICE, checked against the declarations."""
-    name, _, rule = text.partition(":")
-    key, _, choice = rule.partition("=")
-    if name not in registry.contracts():
-        raise pytest.UsageError(f"--variant {text}: unknown contract {name!r}; known are {', '.join(registry.contracts())}")
     try:
-        registry.contracts()[name].rules({key: choice})
+        return registry.variant(text)
     except ValueError as error:
-        raise pytest.UsageError(f"--variant {text}: {error}") from None
-    return name, key, choice
+        raise pytest.UsageError(f"--variant {error}") from None
 
 
 def header(config) -> list[str]:

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as xml
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import casefile, devices
+from harness import casefile, devices, layout
 from harness.client import ROOT, InfraError, StandIn, UsageError
 from harness.differential import Example, check, replay
 from harness.sanitized import CannotRun, Sanitized, find_tool
@@ -26,6 +26,8 @@ TOOLS = {  # tool -> the planted faults that it must see
     "racecheck": ("shared_memory_race",),
     "synccheck": ("divergent_barrier",),
 }
+NOT_FAR = ("racecheck",)  # looks at shared memory, which a far table has none of, and takes minutes to clear one
+FAR = 1 << 34  # bytes
 PROBE = Example((CuSeqlens((3, 5)),))
 
 
@@ -80,9 +82,17 @@ def run(options: argparse.Namespace) -> list[Result]:
         start = time.monotonic()
         prove(command, tool, options)
         print(f"{tool}: sees its planted faults ({time.monotonic() - start:.0f} s)", flush=True)
-        results += sweep(command, tool, cases, options)
-        print(f"{tool}: {len(cases)} cases, {time.monotonic() - start:.0f} s", flush=True)
+        mine = {n: e for n, e in cases.items() if tool not in NOT_FAR or size(e) < FAR}
+        results += sweep(command, tool, mine, options)
+        left = f" ({len(cases) - len(mine)} far tables left out)" if len(mine) < len(cases) else ""
+        print(f"{tool}: {len(mine)} cases{left}, {time.monotonic() - start:.0f} s", flush=True)
     return results
+
+
+def size(example: Example) -> int:
+    """Bytes of the first call's memories."""
+    case = example.steps[0]
+    return sum(layout.place(case.contract, case.arguments(), example.layout, example.seed, 0).sizes)
 
 
 def corpus() -> dict[str, Example]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+NO_SKIPS = bool(os.environ.get("PLUMBLINE_NO_SKIPS"))
 PROBE = """
 import sys
 from importlib import metadata
@@ -21,9 +22,11 @@ for need in sys.argv[1:]:
 
 
 def requirements(extras: bool = True) -> list[str]:
-    """The dependencies that pyproject.toml declares."""
+    """The dependencies that pyproject.toml declares. The extra `fleet` is large and few need it: it is left to them, except
+    where no test may be skipped."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return project["dependencies"] + (sum(project["optional-dependencies"].values(), []) if extras else [])
+    more = {n: needs for n, needs in project["optional-dependencies"].items() if n != "fleet" or NO_SKIPS} if extras else {}
+    return project["dependencies"] + sum(more.values(), [])
 
 
 def suits(python: str, extras: bool = True) -> bool:
@@ -34,7 +37,7 @@ def suits(python: str, extras: bool = True) -> bool:
 def python() -> str:
     """The running interpreter if it suits (extras are only asked for where no test may be skipped), else .venv with
     everything, made on first use. pip's own configuration is honoured."""
-    if suits(sys.executable, extras=bool(os.environ.get("PLUMBLINE_NO_SKIPS"))):
+    if suits(sys.executable, extras=NO_SKIPS):
         return sys.executable
     inside = str(VENV / "bin" / "python")
     if not (VENV.exists() and suits(inside)):

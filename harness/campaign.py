@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
-from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 
@@ -17,17 +17,20 @@ from harness.client import ROOT
 from harness.contract import Contract
 from harness.differential import Example, check, harm
 from harness.findings import CheckOptions, Finding, Found, finding_type
-from harness.generation import Enough, fresh_examples
+from harness.generation import Enough, fresh_examples, shrinking_for
+from harness.kept import Kept
 
 CONFIRM, RERUNS = 4, 20
 MOST_KINDS = 6
+DATABASE = ROOT / ".hypothesis" / "examples"
 
 
 @dataclass(frozen=True)
 class Profile:
     """How much a campaign tries. `counted` examples are distinct, supported, and have at least 2 requests.
 
-    `later_seconds` bounds each round that looks past the bugs found so far: a known hang or crash makes examples dear.
+    `later_seconds` bounds each round that looks past the bugs found so far, and `shrink_seconds` the shrinking: a hang or a
+    crash makes examples dear.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Profile:
     database: bool = False
     later_seconds: float = 8.0
     shrink: bool = True
+    shrink_seconds: float = 60.0
 
     @property
     def most(self) -> int:
@@ -46,7 +50,7 @@ PROFILES = {
     "quick": Profile("quick", 60, derandomize=True, later_seconds=4.0),
     "gate": Profile("gate", 220, derandomize=True),
     "dev": Profile("dev", 100, derandomize=False, database=True),
-    "nightly": Profile("nightly", 4000, derandomize=False, database=True, later_seconds=120.0),
+    "nightly": Profile("nightly", 4000, derandomize=False, database=True, later_seconds=120.0, shrink_seconds=300.0),
 }
 
 
@@ -86,10 +90,12 @@ class Campaign:
     """Searches, shrinks and reports. Each round looks past the kinds of bug that earlier rounds reported."""
 
     def __init__(self, contract: Contract, worker, rules: Mapping[str, str], strategy: SearchStrategy[Example],
-                 profile: Profile, options: CheckOptions = CheckOptions(), folder: Path = ROOT / "failures"):
+                 profile: Profile, options: CheckOptions = CheckOptions(), folder: Path = ROOT / "failures",
+                 lane: str = "inside"):
         self.contract, self.worker, self.rules, self.strategy = contract, worker, rules, strategy
-        self.profile, self.options, self.folder = profile, options, folder
+        self.profile, self.options, self.folder, self.lane = profile, options, folder, lane
         self.outcome = Outcome()
+        self.last = ""  # what became of the last example: passed, failed, or looked past
         self._seen: set[str] = set()
         self._known: set[tuple[str, str]] = set()
         self._failed: tuple[Example, Found] | None = None
@@ -119,7 +125,7 @@ class Campaign:
         self._failed = None
         self._deadline = time.monotonic() + self.profile.later_seconds if self._known else float("inf")
         try:
-            with fresh_examples():
+            with fresh_examples(), shrinking_for(self.profile.shrink_seconds):
                 self._search()
         except _Abort as abort:
             raise abort.args[0] from None
@@ -140,18 +146,33 @@ class Campaign:
         def one(example: Example) -> None:
             self._try(example)
 
-        # Hypothesis keys its database and its derandomized seed on the name.
-        one.__name__ = "check_" + re.sub(r"\W", "_", f"{Path(self.worker.options.subject).stem}_{self.contract.name}")
-        phases = (Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if self.profile.shrink else []))
-        profile = settings(
-            max_examples=self.profile.most, derandomize=self.profile.derandomize, deadline=None, phases=phases,
+        name = re.sub(r"\W", "_", f"{Path(self.worker.options.subject).stem}_{self.contract.name}")
+        one.__name__ = f"check_{name}"
+        test = self._seeded(given(example=self.strategy)(one))
+        # Hypothesis' own key is made of the source of `one`, which is the same for every transform.
+        test._hypothesis_internal_database_key = f"plumbline/{name}/{self.lane}".encode()
+        self._settings()(test)()
+
+    def _seeded(self, test):
+        """A hook: the test with a seed of its own."""
+        return test
+
+    def _settings(self) -> settings:
+        database = self._database()
+        reuse = [] if self._known else [Phase.reuse]
+        shrink = [Phase.shrink] if self.profile.shrink else []
+        return settings(
+            max_examples=self.profile.most, derandomize=self.profile.derandomize, deadline=None,
+            phases=(Phase.explicit, *reuse, Phase.generate, *shrink), database=database and Kept(database, self),
             verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=True,
-            database=DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples") if self.profile.database else None,
         )
-        profile(given(example=self.strategy)(one))()
+
+    def _database(self) -> ExampleDatabase | None:
+        return DirectoryBasedExampleDatabase(DATABASE) if self.profile.database else None
 
     def _try(self, example: Example) -> None:
         """Run one example and raise its first finding that was not reported yet."""
+        self.last = ""
         spent = self.outcome.counted >= self.profile.counted and not self._known
         if self._failed is None and (spent or time.monotonic() > self._deadline):
             raise Enough
@@ -159,11 +180,16 @@ class Campaign:
             example, found = self._judge(example)
         except Exception as error:  # the suite's own fault: Hypothesis must not shrink it
             raise _Abort(error) from error
-        fresh = [f for f in found if f.kind not in self._known]
+        fresh = self._fresh(found, example)
+        self.last = "failed" if fresh else "looked past" if found else "passed"
         self.outcome.also |= {f.kind for f in fresh}
         if fresh:
             self._failed = (example, fresh[0])
             raise finding_type(*fresh[0].kind)(fresh[0], example)
+
+    def _fresh(self, found: list[Found], example: Example) -> list[Found]:
+        """The findings that this campaign has to report and did not yet."""
+        return [f for f in found if f.kind not in self._known]
 
     def _judge(self, example: Example) -> tuple[Example, list[Found]]:
         """What is wrong on one example, if the subject takes it."""
@@ -208,8 +234,10 @@ class Campaign:
         if hits < (1 if found.check == "fault" else CONFIRM):
             intermittent = f"{sum(self._again(example, found) for _ in range(RERUNS))}/{RERUNS}"
         content = self._document(example, found)
-        path = self.folder / f"{self.contract.name}-{content['digest'][:8]}.json"
-        return Report(found, example, casefile.write(path, content), intermittent)
+        return Report(found, example, self._saved(content), intermittent)
+
+    def _saved(self, content: dict) -> Path:
+        return casefile.write(self.folder / f"{self.contract.name}-{content['digest'][:8]}.json", content)
 
     def _again(self, example: Example, found: Found) -> bool:
         return any(f.kind == found.kind for f in self._judge(example)[1])

@@ -55,10 +55,11 @@ def encode_calls(example: Example) -> list[dict]:
     return [{"contract": case.contract.name, "case": encode_full(case), "layout": layout} for case in example.steps]
 
 
-def encode_full(case) -> dict:
+def encode_full(value):
     """A case with every field, defaults included."""
-    return {f.name: [encode_full(v) if is_dataclass(v) else v for v in value] if isinstance(value, tuple) else value
-            for f in fields(case) for value in [getattr(case, f.name)]}
+    if is_dataclass(value):
+        return {f.name: encode_full(getattr(value, f.name)) for f in fields(value)}
+    return [encode_full(v) for v in value] if isinstance(value, tuple) else value
 
 
 def document(example: Example, variant: Mapping[str, str], subject: str, versions: Mapping[str, str],

@@ -85,13 +85,15 @@ def plan(example: Example, rules: Mapping[str, str], states_matter: bool) -> lis
     return steps
 
 
-def check(example: Example, worker, rules: Mapping[str, str], options: CheckOptions = CheckOptions()) -> list[Found]:
-    """Everything that is wrong with a subject on one example, most direct findings first."""
+def check(example: Example, worker, rules: Mapping[str, str], options: CheckOptions = CheckOptions(),
+          thorough: bool = True) -> list[Found]:
+    """Everything that is wrong with a subject on one example, most direct findings first; if not `thorough`, no more than
+    what the first run shows that shows anything."""
     if example.contract.kind is Kind.HOST:
         return _check_host(example, worker, rules)
     steps = plan(example, rules, bool({"states", "interference"} & set(options.checks)))
     first, found = run_steps(example, steps, worker, options, run=0)
-    if any(f.check in ("raised", "fault") for f in found):
+    if any(f.check in ("raised", "fault") for f in found) or (found and not thorough):
         return _unique(found)
     if "interference" in options.checks:
         second, later = run_steps(example, steps, worker, options, run=1)

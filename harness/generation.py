@@ -10,7 +10,7 @@ examples under pytest, under xdist and alone. A gate must try the same examples 
 from contextlib import contextmanager, suppress
 
 from hypothesis import Phase, given, settings
-from hypothesis.internal.conjecture import providers
+from hypothesis.internal.conjecture import engine, providers
 from hypothesis.internal.conjecture.engine import ConjectureRunner
 
 
@@ -39,6 +39,18 @@ def fresh_examples():
         yield
     finally:
         ConjectureRunner.generate_mutations_from = stock
+
+
+@contextmanager
+def shrinking_for(seconds: float):
+    """Shrinking ends after so long: an example that ends its process on a GPU costs seconds, and five minutes, which is what
+    Hypothesis allows, buys nothing that one minute does not."""
+    stock = engine.MAX_SHRINKING_SECONDS
+    engine.MAX_SHRINKING_SECONDS = seconds
+    try:
+        yield
+    finally:
+        engine.MAX_SHRINKING_SECONDS = stock
 
 
 class Enough(BaseException):

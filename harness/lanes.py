@@ -44,13 +44,13 @@ def serving(session, subject: str, transforms: list[str], strategy, record_prope
     worker = session.worker(subject)
     missing = [t for t in transforms if not worker.describe[t]["provided"]]
     contract = registry.contracts()[transforms[0]]
-    row = Row(subject, f"{contract.family} sessions", "inside", NOT_PROVIDED, checks=_checks(contract, worker.tier))
+    row = Row(subject, f"{contract.family} sessions", "inside", NOT_PROVIDED, checks=checks(contract, worker.tier))
     if missing:
         row.notes.append(f"a session needs {', '.join(missing)} as well")
         return _record(record_property, row)
     rules = {k: v for t in transforms for k, v in session.rules(subject, t).items()}
     profile = replace(session.profile, counted=session.profile.counted // 5)
-    outcome = Campaign(contract, worker, rules, strategy, profile).run()
+    outcome = Campaign(contract, worker, rules, strategy, profile, lane="serving").run()
     _fill(row, outcome)
     _record(record_property, row)
     _fail(subject, row.transform, rules, outcome.reports)
@@ -59,13 +59,13 @@ def serving(session, subject: str, transforms: list[str], strategy, record_prope
 def _campaign(session, subject: str, transform: str, lane: str, strategy, profile, record_property) -> Row | None:
     contract = registry.contracts()[transform]
     worker = session.worker(subject)
-    row = Row(subject, transform, lane, NOT_PROVIDED, checks=_checks(contract, worker.tier))
+    row = Row(subject, transform, lane, NOT_PROVIDED, checks=checks(contract, worker.tier))
     if not worker.describe[transform]["provided"]:
         row.notes += [m for m in [worker.describe[transform]["missing"]] if m and lane == "inside"]
         _record(record_property, row)
         return None
     rules = session.rules(subject, transform)
-    outcome = Campaign(contract, worker, rules, strategy, profile).run()
+    outcome = Campaign(contract, worker, rules, strategy, profile, lane=lane).run()
     _fill(row, outcome)
     if lane == "inside" and outcome.verdict == "PASS" and outcome.counted == 0:
         row.verdict = INFRA
@@ -89,9 +89,9 @@ def outside(session, subject: str, transform: str, strategy, record_property) ->
     if not worker.describe[transform]["selective"] and not any(p.broken for p in contract.preconditions):
         _record(record_property, Row(subject, transform, "outside", UNCHECKED))  # there is nothing outside to try
         return
-    profile = replace(session.profile, counted=session.profile.counted // 4)
+    profile = replace(session.profile, counted=session.profile.counted // 4, shrink_seconds=15.0)
     rules = session.rules(subject, transform)
-    outcome = OutsideCampaign(contract, worker, rules, strategy, profile).run()
+    outcome = OutsideCampaign(contract, worker, rules, strategy, profile, lane="outside").run()
     row = Row(subject, transform, "outside", UNCHECKED, seconds=outcome.seconds)
     row.notes = [f"UNCHECKED PRECONDITION ({r.found.buffer}): {r.found.sentence}; {shown_path(r.path)}"
                  for r in outcome.reports]
@@ -132,7 +132,8 @@ def refusals(session, subject: str, case: Case) -> int:
     return tried
 
 
-def _checks(contract, tier: str) -> str:
+def checks(contract, tier: str) -> str:
+    """What looks at an example, in the words of the verdict table."""
     if contract.kind is Kind.HOST:
         return "result, inputs"
     every = set(CheckOptions().checks) == set(SHORT)

@@ -1,375 +1,33 @@
 """`ci/mutate`: how many small edits of a kernel does the suite notice? Exit 0 if all but those in the ledger, 1 if one
 survived or the ledger is stale, 2 on an error of use.
 
-A mutant is the kernel's file with one edit (harness/mutants.py), in a folder of its own, loaded by an ordinary worker as an
-ordinary subject. It is tried on the ordinary examples, of which only those count that execute the edited statement, cheap
-and successful ones first, until a check finds something.
+A mutant of ours is tried first on the examples that killed others before, and only what survives those on a gate's worth.
 """
 
 import argparse
 import ast
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 
-from hypothesis import HealthCheck, Phase, given, settings
-
 from harness import casefile, registry
-from harness.campaign import PROFILES
-from harness.client import ROOT, Fault, InfraError, UsageError, Worker, WorkerOptions
-from harness.differential import Example, check, harm
-from harness.findings import Found
-from harness.generation import fresh_examples
-from harness.mutants import OPERATORS, Mutant, mutants
-from strategies import domain
+from harness.client import ROOT, InfraError, UsageError
+from harness.mutant_lanes import (GATE, INCOMPETENT, KILLED, SURVIVED, TIMEOUT, UNREACHED, Lanes, Name, Probe, Result, Setup,
+                                  Target)
+from harness.mutant_ledger import KILLERS, LEDGER, Entry, killers, learn, ledger
+from harness.mutants import OPERATORS, Mutant
 
-LEDGER = ROOT / "tests" / "meta" / "equivalent_mutants.toml"
-FIRST, GATE = 100, PROFILES["gate"].counted  # examples per transform: at first, and for what survived those
-OUTSIDE = 8  # for so many examples inside the contract, one that breaks each precondition
-ENOUGH = 30  # examples of a transform, after which it is known whether it calls a function at all
-MOST_RAISED = 30  # a mutant that raises on so many examples, and returns on none, is incompetent
-LEDGER_SHARE = 4  # one in so many of its examples is tried on a mutant of the ledger
-HANG = 3  # a call is a hang when it takes so many times as long as the slowest example, and two seconds
+ROUNDS = (24, 96)  # examples of each transform at first, and for what survived those; a gate's worth for the rest
+LEDGER_TRIES = 5  # examples on which a mutant of the ledger is tried, unless everything is asked for
 MOST_OF_LEDGER = 0.15
-
-KILLED, TIMEOUT, SURVIVED, INCOMPETENT = "killed", "timeout", "survived", "incompetent"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A file to mutate. `root` is the folder that a mutant gets a copy of, the file replaced.
-
-    `shape` says how a mutant is loaded: "family" (the folder is the subject), "file" (the file is), "path" (the subject
-    finds the file in `root`, a folder that it imports from).
-    """
-
-    name: str
-    file: Path
-    root: Path
-    shape: str
-    subject: str
-    families: tuple[str, ...]
-    functions: frozenset[str] | None = None
-    only: frozenset[str] | None = None
-
-    def mutants(self) -> list[Mutant]:
-        found = mutants(self.file.read_text(), self.functions)
-        return [m for m in found if self.only is None or m.identity in self.only]
-
-    def lines(self) -> frozenset[int]:
-        """The lines of the functions that have mutants."""
-        names = {m.function for m in self.mutants()}
-        defined = [n for n in ast.walk(ast.parse(self.file.read_text())) if isinstance(n, ast.FunctionDef) and n.name in names]
-        return frozenset(line for f in defined for line in range(f.lineno, f.end_lineno + 1))
-
-    @property
-    def ours(self) -> bool:
-        return self.subject == "kernels"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a lane needs to start its workers."""
-
-    subject: str
-    python: str
-    paths: tuple[str, ...]
-
-
-@dataclass
-class Probe:
-    """An example, the lines of the mutated file that it executes, and what it takes."""
-
-    example: Example
-    rules: dict[str, str]
-    lines: frozenset[int]
-    seconds: float
-    kills: Counter = field(default_factory=Counter)
-
-    def judge(self, worker) -> list[Found]:
-        if self.example.outside:
-            return harm(self.example, self.example.outside, worker, self.rules)
-        return check(self.example, worker, self.rules)
-
-    def reaches(self, mutant: Mutant) -> bool:
-        return any(line in self.lines for line in range(mutant.lines[0], mutant.lines[1] + 1))
-
-    def promise(self, operator: str) -> float:
-        """Kills per second, those by the same operator above all."""
-        return (1 + self.kills.total() + 8 * self.kills[operator]) / (self.seconds + 0.005)
-
-
-@dataclass
-class Result:
-    """What became of a mutant."""
-
-    mutant: str
-    line: int
-    outcome: str
-    check: str = ""
-    buffer: str = ""
-    sentence: str = ""
-    example: str = ""
-    transform: str = ""
-    tried: int = 0
-    seconds: float = 0.0
-
-
-# -- one lane: a process with workers of its own ------------------------------------------------------------------------
-
-
-class _Tracing:
-    """A worker that also says which lines of a file each call executes."""
-
-    def __init__(self, worker: Worker, path: Path):
-        self._worker, self._path, self.lines = worker, str(path), set()
-        self.options, self.versions, self.limits, self.tier = worker.options, worker.versions, worker.limits, worker.tier
-        self.describe = worker.describe
-
-    def run(self, header: dict, blobs: list):
-        reply, data = self._worker.run({**header, "lines_of": self._path}, blobs)
-        if not isinstance(reply, Fault):
-            for step in reply["steps"]:
-                self.lines |= set(step.get("lines", ()))
-        return reply, data
-
-
-class Lane:
-    """Draws probes from the subject as it is, and tries mutants on them."""
-
-    def __init__(self, setup: Setup, scratch: Path):
-        self.scratch = scratch
-        contracts = list(registry.contracts().values())
-        options = dict(device="cpu", python=setup.python)
-        self._original = Worker(WorkerOptions(setup.subject, paths=setup.paths, **options), contracts)
-        nobody = scratch / "nobody"
-        nobody.mkdir(parents=True)
-        self._mutant = Worker(WorkerOptions(str(nobody), **options), contracts)
-        self._mutant.describe = self._original.describe
-        self._setup = setup
-        self._probes: list[Probe] = []
-
-    def provided(self) -> list[str]:
-        return [n for n, d in self._original.describe.items() if d["provided"]]
-
-    def probes(self, target: Target, lines: frozenset[int], transform: str, first: int, count: int) -> list[Probe]:
-        """Examples `first` to `count` of a transform that execute one of the lines, inside the contract and beside it; none if
-        the first few do not.
-
-        A finding of ours on a file as it is would make every mutant of it look killed, so it is an error; of another
-        subject the example is left out.
-        """
-        contract = registry.contracts()[transform]
-        rules = contract.rules(self._original.describe[transform]["variant"])
-        examples = drawn(domain.of(contract), count)[first:]
-        if target.ours:
-            each = 1 + sum(p.broken is not None for p in contract.preconditions)  # and ordinary examples, which are left out
-            broken = drawn(domain.outside(contract), each * count // OUTSIDE)[each * first // OUTSIDE :]
-            examples += [e for e in broken if e.outside]
-        found = []
-        for tried, example in enumerate(examples):
-            if tried == ENOUGH and not found:
-                break
-            if self._declined(example):
-                continue
-            worker = _Tracing(self._original, target.file)
-            probe = Probe(example, rules, frozenset(), 0.0)
-            started = time.monotonic()
-            wrong = probe.judge(worker)
-            if wrong and target.ours:
-                raise InfraError(f"{transform} is wrong before any mutation, on {example}: {wrong[0].sentence}")
-            if not wrong and worker.lines & lines:
-                probe.lines, probe.seconds = frozenset(worker.lines), time.monotonic() - started
-                found.append(probe)
-        return found
-
-    def _declined(self, example: Example) -> bool:
-        if not self._original.describe[example.contract.name]["selective"]:
-            return False
-        return any(self._original.supports(example.contract.family, casefile.encode_calls(example)))
-
-    def hold(self, probes: list[Probe]) -> None:
-        self._probes = probes
-        self._mutant.limits.run = 2.0 + HANG * max((p.seconds for p in probes), default=0.0)
-
-    def attempt(self, target: Target, mutant: Mutant, text: str, share: int) -> Result:
-        """Try a mutant until something is found; `share`: on one in so many of its examples."""
-        started = time.monotonic()
-        result = Result(mutant.identity, mutant.lines[0], SURVIVED)
-        able = sorted((p for p in self._probes if p.reaches(mutant)), key=lambda p: -p.promise(mutant.operator))
-        if not able:
-            result.sentence = "no example executes it"
-            return result
-        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            self._mutant.hold(*planted(target, text, Path(folder), self._setup), target.families)
-            self._mutant.limits.hung = False
-            self._until_found(result, mutant, able[: -(-len(able) // share)])
-        result.seconds = round(time.monotonic() - started, 3)
-        return result
-
-    def _until_found(self, result: Result, mutant: Mutant, probes: list[Probe]) -> None:
-        passed, raised = False, None
-        for result.tried, probe in enumerate(probes, 1):
-            found = probe.judge(self._mutant)
-            if found and found[0].check == "raised" and not probe.example.outside:
-                raised = raised or (probe, found[0])
-            elif found:
-                return _kill(result, mutant, probe, found[0])
-            elif not probe.example.outside:
-                passed = True
-            if raised and passed:
-                return _kill(result, mutant, *raised)
-            if raised and result.tried == MOST_RAISED:
-                break
-        if raised:
-            result.outcome, result.sentence = INCOMPETENT, raised[1].sentence
-        return None
-
-
-def _kill(result: Result, mutant: Mutant, probe: Probe, found: Found) -> None:
-    result.check, result.buffer, result.sentence = found.check, found.buffer, found.sentence
-    result.transform, result.example = probe.example.contract.name, repr(probe.example)
-    result.outcome = {"hang": TIMEOUT, "unloadable": INCOMPETENT}.get(found.buffer, KILLED)
-    probe.kills[mutant.operator] += 1
-
-
-def drawn(strategy, count: int) -> list[Example]:
-    """The first `count` examples of a strategy, the same ones on every machine."""
-    examples: list[Example] = []
-
-    @settings(max_examples=count, phases=[Phase.generate], database=None, derandomize=True, deadline=None,
-              suppress_health_check=list(HealthCheck))
-    @given(strategy)
-    def draw(example) -> None:
-        examples.append(example)
-
-    with fresh_examples():
-        draw()
-    return examples
-
-
-def planted(target: Target, text: str, folder: Path, setup: Setup) -> tuple[str, tuple[str, ...]]:
-    """Put a mutated file into a copy of its folder. Returns the subject to load, and the folders to import from."""
-    place, source = folder, target.root
-    for part in target.file.relative_to(target.root).parts:
-        for entry in source.iterdir():
-            if entry.name != part and entry.name != "__pycache__":
-                (place / entry.name).symlink_to(entry)
-        place, source = place / part, source / part
-        if source.is_dir():
-            place.mkdir()
-    place.write_text(text)
-    if target.shape == "path":
-        return setup.subject, (str(folder), *setup.paths)
-    return str(folder if target.shape == "family" else place), setup.paths
-
-
-# -- all lanes ----------------------------------------------------------------------------------------------------------
-
-
-class Lanes:
-    """Lanes in parallel. They are told to do things by name, and answer in any order."""
-
-    def __init__(self, setup: Setup, count: int, scratch: Path):
-        context = multiprocessing.get_context("fork")
-        self._pipes, self._processes = [], []
-        for number in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, setup, scratch / f"lane{number}"))
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-
-    def everywhere(self, method: str, *arguments) -> list:
-        """Every lane's answer to the same request."""
-        for pipe in self._pipes:
-            pipe.send((method, arguments))
-        return [_answer(pipe) for pipe in self._pipes]
-
-    def spread(self, method: str, tasks: Iterable[tuple]) -> Iterator:
-        """One answer per task, as they come."""
-        tasks, busy = iter(tasks), set()
-        for pipe in self._pipes:
-            _next(pipe, method, tasks, busy)
-        while busy:
-            for pipe in wait(busy):
-                answer = _answer(pipe)
-                busy.discard(pipe)
-                _next(pipe, method, tasks, busy)
-                yield answer
-
-    def close(self) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.join(3)
-            process.kill()  # its workers end with it: their sockets close
-            process.join()
-
-
-def _next(pipe, method: str, tasks: Iterator[tuple], busy: set) -> None:
-    task = next(tasks, None)
-    if task is not None:
-        pipe.send((method, task))
-        busy.add(pipe)
-
-
-def _answer(pipe):
-    try:
-        kind, value = pipe.recv()
-    except EOFError:
-        raise InfraError("a process of ci/mutate died") from None
-    if kind == "error":
-        raise value
-    return value
-
-
-def _serve(pipe, setup: Setup, scratch: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        lane = Lane(setup, scratch)
-        while True:
-            method, arguments = pipe.recv()
-            pipe.send(("value", getattr(lane, method)(*arguments)))
-    except EOFError:
-        return
-    except Exception as error:  # the suite's own fault, or the user's: told to the command
-        known = isinstance(error, (InfraError, UsageError))
-        pipe.send(("error", error if known else InfraError(f"{type(error).__name__}: {error}")))
-
-
-# -- the ledger ---------------------------------------------------------------------------------------------------------
-
-
-def ledger(path: Path = LEDGER) -> dict[str, dict[str, str]]:
-    """For every family, the mutants that are argued to be equivalent, with the argument.
-
-    Raises:
-        UsageError: an entry without an argument, or a mutant that is there twice.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for entry in tomllib.loads(path.read_text()).get("equivalent", []) if path.exists() else []:
-        if not entry.get("because", "").strip():
-            raise UsageError(f"{path}: an entry of {entry.get('family')} has no argument (`because`)")
-        family = found.setdefault(entry["family"], {})
-        for identity in entry["mutants"]:
-            if identity in family:
-                raise UsageError(f"{path}: {entry['family']}: {identity} is there twice")
-            family[identity] = entry["because"]
-    return found
+PAGE = ROOT / "docs" / "mutation.md"
 
 
 # -- one target ---------------------------------------------------------------------------------------------------------
@@ -381,11 +39,10 @@ class Score:
 
     target: str
     total: int
-    transforms: int = 0
     examples: int = 0
     seconds: float = 0.0
     results: list[Result] = field(default_factory=list)
-    equivalent: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
     not_called: list[str] = field(default_factory=list)
     whole: bool = True
@@ -394,61 +51,89 @@ class Score:
         return sum(r.outcome in outcomes for r in self.results)
 
     @property
-    def survivors(self) -> list[Result]:
-        return [r for r in self.results if r.outcome == SURVIVED and r.mutant not in self.equivalent]
+    def open(self) -> list[Result]:
+        """What nothing noticed, and the ledger does not excuse."""
+        return [r for r in self.results if r.outcome in (SURVIVED, UNREACHED) and r.mutant not in self.entries]
 
-    @property
-    def in_ledger(self) -> int:
-        return sum(r.outcome == SURVIVED and r.mutant in self.equivalent for r in self.results)
-
-    @property
-    def score(self) -> float:
-        """Killed mutants of those that could be: neither incompetent nor in the ledger."""
-        killed = self.count(KILLED, TIMEOUT)
-        return killed / (killed + len(self.survivors)) if killed + len(self.survivors) else 1.0
-
-    def row(self) -> dict:
-        return {"target": self.target, "mutants": self.total, "killed": self.count(KILLED), "timeout": self.count(TIMEOUT),
-                "incompetent": self.count(INCOMPETENT), "ledger": self.in_ledger, "survived": len(self.survivors),
-                "unreached": sum(r.tried == 0 for r in self.survivors),
-                "score": round(self.score, 4), "examples": self.examples, "seconds": round(self.seconds, 1)}
+    def row(self) -> dict[str, int | float | str]:
+        """The score is of the mutants that were executed, load, and are not in the ledger: how many of them were killed."""
+        unseen = [r.mutant for r in self.results if r.outcome in (SURVIVED, UNREACHED)]
+        excused = [self.entries[i] for i in unseen if i in self.entries]
+        counts = Counter(r.outcome for r in self.open)
+        return _scored({
+            "target": self.target, "mutants": self.total, "killed": self.count(KILLED), "timeout": self.count(TIMEOUT),
+            "incompetent": self.count(INCOMPETENT), "equivalent": sum(not e.blind for e in excused),
+            "blind spots": sum(e.blind for e in excused), "survived": counts[SURVIVED], "unreached": counts[UNREACHED],
+            "not tried": self.total - len(self.results), "score": 0.0, "seconds": round(self.seconds, 1)})
 
 
-def run(target: Target, lanes: Lanes, equivalent: dict[str, str], score: Score, budget: int, say) -> None:
+def _scored(row: dict) -> dict:
+    killed = row["killed"] + row["timeout"]
+    return {**row, "score": round(killed / (killed + row["survived"]), 3) if killed + row["survived"] else 1.0}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a target's mutants are tried on: first what killed mutants before, then up to `budget` examples of each transform.
+
+    Mutants of the ledger are tried on a few of the first, on all if `full`.
+    """
+
+    entries: dict[str, Entry]
+    killers: dict[Name, int]
+    budget: int
+    full: bool = False
+
+
+def run(target: Target, lanes: Lanes, plan: Plan, score: Score, say) -> None:
     """Try every mutant of a target; `score` fills up as it goes, so that it is valid whenever the run ends."""
     started = time.monotonic()
     source = target.file.read_text()
     found = {m.identity: m for m in target.mutants()}
-    score.equivalent = {i: equivalent[i] for i in found if i in equivalent}
+    score.entries = {i: plan.entries[i] for i in found if i in plan.entries}
     score.whole = target.functions is None and target.only is None
     if score.whole:
-        score.stale = [f"{i}: there is no such mutant" for i in equivalent if i not in found]
-    provided = lanes.everywhere("provided")[0]
-    transforms = [t for t in provided if registry.contracts()[t].family in target.families]
-    lines = target.lines()
-    todo, first, retried = list(found.values()), 0, set()
-    for count in sorted({min(FIRST, budget), budget}):
-        tasks = ((target, lines, t, first, count) for t in transforms)
-        fresh = [p for group in lanes.spread("probes", tasks) for p in group]
-        score.transforms, score.examples, first = len(transforms), score.examples + len(fresh), count
-        if first == count and not target.ours and target.functions is None and not retried:
+        score.stale = [f"{i}: there is no such mutant" for i in plan.entries if i not in found]
+    todo, results = list(found.values()), {}
+    for fresh in _stages(target, lanes, plan):
+        if not target.ours and target.functions is None and not score.results:
             todo = _called(todo, fresh, score)
+        score.examples += len(fresh)
         lanes.everywhere("hold", fresh)
-        retried = {m.identity for m in todo}
-        score.results = [r for r in score.results if r.mutant not in retried]
-        tasks = ((target, m, m.applied(source), LEDGER_SHARE if m.identity in equivalent else 1) for m in todo)
+        passed = {r.mutant for r in results.values() if r.outcome == SURVIVED}
+        tasks = ((target, m, m.applied(source), LEDGER_TRIES if m.identity in plan.entries and not plan.full else None,
+                  m.identity in passed) for m in todo)
         for result in lanes.spread("attempt", tasks):
-            score.results.append(result)
+            results[result.mutant] = result
+            score.results = list(results.values())
             score.seconds = time.monotonic() - started
             say(score)
-        names = {r.mutant for r in score.survivors}
-        todo = [m for m in todo if m.identity in names]
+        again = {r.mutant for r in score.results if r.outcome in (SURVIVED, UNREACHED)} if plan.full else \
+                {r.mutant for r in score.open}
+        todo = [m for m in todo if m.identity in again]
         if not todo:
             break
     score.stale += [f"{r.mutant}: it is killed ({r.sentence})" for r in score.results
-                    if r.mutant in equivalent and r.outcome in (KILLED, TIMEOUT)]
+                    if r.mutant in plan.entries and r.outcome in (KILLED, TIMEOUT)]
     score.seconds = time.monotonic() - started
     score.results.sort(key=lambda r: list(found).index(r.mutant))
+
+
+def _stages(target: Target, lanes: Lanes, plan: Plan) -> Iterator[list[Probe]]:
+    """The examples of each round."""
+    transforms = [t for t in lanes.everywhere("provided")[0] if registry.contracts()[t].family in target.families]
+    lines = target.lines()
+    if plan.killers:
+        known = {t: {n: k for n, k in plan.killers.items() if n.transform == t} for t in transforms}
+        yield [p for group in lanes.spread("killers", ((target, lines, t, k) for t, k in known.items() if k)) for p in group]
+    first = 0
+    for count in sorted({min(n, plan.budget) for n in (*ROUNDS, plan.budget)}):
+        tasks = [(target, lines, t, first, count) for t in transforms]
+        fresh = [p for group in lanes.spread("probes", tasks) for p in group]
+        yield fresh
+        first = count
+        if not target.ours:  # most transforms have nothing to do with another's file
+            transforms = [t for t in transforms if any(p.name.transform == t for p in fresh)]
 
 
 def _called(todo: list[Mutant], probes: list[Probe], score: Score) -> list[Mutant]:
@@ -481,7 +166,8 @@ def targets(options) -> list[Target]:
         report = json.loads(options.again.read_text())["targets"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"--again {options.again}: no report of ci/mutate --json") from None
-    survived = {t["target"]: frozenset(r["mutant"] for r in t["results"] if r["outcome"] == SURVIVED) for t in report}
+    survived = {t["target"]: frozenset(r["mutant"] for r in t["results"] if r["outcome"] in (SURVIVED, UNREACHED))
+                for t in report}
     return [replace(t, only=survived[t.name]) for t in found if survived.get(t.name)]
 
 
@@ -542,6 +228,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--family", action="append", choices=families(), help="with FILE: only transforms of this family")
     parser.add_argument("--ledger", type=Path, default=LEDGER, help="mutants argued to be equivalent")
     parser.add_argument("--examples", type=int, default=GATE, help="of each transform, at most (default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="try mutants of the ledger, too, on everything")
+    parser.add_argument("--learn", action="store_true", help=f"keep the examples that killed in {KILLERS.relative_to(ROOT)}")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="leave the table where ci/gate --report DIR shows it")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--operators", action="store_true", help="print the operators as a Markdown table")
     parser.add_argument("--list", action="store_true", help="print the mutants, and try none")
@@ -555,25 +245,31 @@ def main(given: list[str] | None = None) -> int:
         print(operators())
         return 0
     try:
-        chosen, equivalent = targets(options), ledger(options.ledger)
+        chosen, entries = targets(options), ledger(options.ledger)
         if options.list:
             for target in chosen:
                 for mutant in target.mutants():
                     print(f"{target.name}:{mutant.lines[0]}  {mutant.identity}")
             return 0
+        if options.write:
+            section(chosen)  # before hours of work: can the table be written at all?
         progress = _Progress(options.json)
-        finished = _scores(chosen, equivalent, options, progress)
+        finished = _scores(chosen, entries, options, progress)
         progress.write(finished)
+        if options.report:
+            casefile.write(options.report / "mutants.json", [s.row() for s in progress.scores])
+        if finished and options.write:
+            written(section(chosen), "\n".join(table([s.row() for s in progress.scores])))
         return _conclude(progress.scores, finished)
     except (UsageError, InfraError) as error:
         print(f"ci/mutate: {error}")
         return 2
 
 
-def _scores(chosen: list[Target], equivalent: dict[str, dict[str, str]], options, progress) -> bool:
+def _scores(chosen: list[Target], entries: dict[str, dict[str, Entry]], options, progress) -> bool:
     """Run every target; False if the user ended it."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
-        lanes, subject = None, None
+        lanes, subject, known = None, None, killers()
         try:
             for target in chosen:
                 if target.subject != subject:
@@ -584,9 +280,11 @@ def _scores(chosen: list[Target], equivalent: dict[str, dict[str, str]], options
                     lanes = Lanes(setup, max(options.lanes, 1), Path(scratch) / target.name)
                 score = Score(target.name, len(target.mutants()))
                 progress.start(score)
-                run(target, lanes, equivalent.get(target.name, {}) if target.ours else {}, score,
-                    options.examples, progress)
+                plan = Plan(entries.get(target.name, {}), known.get(target.name, {}), options.examples, options.full)
+                run(target, lanes, plan if target.ours else Plan({}, {}, options.examples), score, progress)
                 progress.done(score)
+                if options.learn and target.ours and score.whole:
+                    learn(target.name, Counter(r.name for r in score.results if r.name and r.outcome == KILLED))
         except KeyboardInterrupt:
             return False
         finally:
@@ -608,7 +306,7 @@ class _Progress:
     def __call__(self, score: Score) -> None:
         if time.monotonic() - self._last > 5:
             self._last = time.monotonic()
-            print(f"  {score.target}: {len(score.results)} of {score.total} mutants, {len(score.survivors)} survive so far, "
+            print(f"  {score.target}: {len(score.results)} of {score.total} mutants, {len(score.open)} survive so far, "
                   f"{score.seconds:.0f} s", flush=True)
             self.write(finished=False)
 
@@ -620,8 +318,8 @@ class _Progress:
     def done(self, score: Score) -> None:
         self.write(finished=False)
         print("  " + ", ".join(f"{k} {v}" for k, v in score.row().items()), flush=True)
-        for result in score.survivors:
-            print(f"SURVIVED  {score.target}:{result.line}  {result.mutant}  ({result.tried} examples) {result.sentence}")
+        for result in score.open:
+            print(f"{result.outcome.upper():9} {score.target}:{result.line}  {result.mutant}  ({result.tried} examples)")
         if score.not_called:
             print(f"  not called by the subject's adapters, not counted: {', '.join(score.not_called)}")
         for text in score.stale:
@@ -629,16 +327,19 @@ class _Progress:
 
 
 def _conclude(scores: list[Score], finished: bool) -> int:
-    for line in table(scores):
-        print(line)
+    print("\n" + "\n".join(table([s.row() for s in scores])))
     if not finished:
         print("ci/mutate: interrupted; the table and the report hold what was done")
         return 1
-    entered, every = sum(s.in_ledger for s in scores if s.whole), sum(s.total for s in scores if s.whole)
+    whole = [s for s in scores if s.whole]
+    entered, every = sum(len(s.entries) for s in whole), sum(s.total for s in whole)
     if entered > MOST_OF_LEDGER * every:
         print(f"ci/mutate: {entered} of {every} mutants are in the ledger, more than {MOST_OF_LEDGER:.0%}")
         return 1
-    return 1 if any(s.survivors or s.stale for s in scores) else 0
+    return 1 if any(s.open or s.stale for s in scores) else 0
+
+
+# -- what is published --------------------------------------------------------------------------------------------------
 
 
 def operators() -> str:
@@ -648,23 +349,41 @@ def operators() -> str:
     return "\n".join(["| operator | the bug | of | makes |", "| --- | --- | --- | --- |", *rows])
 
 
-def table(scores: list[Score]) -> list[str]:
-    """The scores as a Markdown table."""
-    if not scores:
+def table(rows: list[dict]) -> list[str]:
+    """The rows of scores, and their sum, as a Markdown table."""
+    if not rows:
         return ["nothing to mutate"]
-    columns = list(scores[0].row())
-    rows = [[str(v) for v in s.row().values()] for s in scores]
-    whole = [s.row() for s in scores]
     if len(rows) > 1:
-        total = Score("all", sum(s.total for s in scores), results=[r for s in scores for r in s.results],
-                      equivalent={})
-        sums = {k: sum(w[k] for w in whole) for k in columns if k not in ("target", "score")}
-        killed = total.count(KILLED, TIMEOUT)
-        score = round(killed / max(killed + sums["survived"], 1), 4)
-        sums |= {"target": "all", "score": score, "seconds": round(sums["seconds"], 1)}
-        rows.append([str(sums[k]) for k in columns])
-    lines = [columns, ["---"] * len(columns), *rows]
-    return ["", *("| " + " | ".join(cells) + " |" for cells in lines)]
+        rows = [*rows, _scored({k: "all" if k == "target" else round(sum(r[k] for r in rows), 1) for k in rows[0]})]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(v) for v in r.values()] for r in rows)]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def section(chosen: list[Target]) -> str:
+    """The part of the page that a run may write.
+
+    Raises:
+        UsageError: a part of our kernels, whose rows would stand beside those of another state of the suite.
+    """
+    if not all(t.ours for t in chosen):
+        return chosen[0].subject
+    if [t.name for t in chosen if t.functions is None and t.only is None] != families():
+        raise UsageError("--write publishes all our kernels; run ci/mutate --write without targets")
+    return "kernels"
+
+
+def written(part: str, text: str) -> None:
+    """Put a table between the marks of its part of the page.
+
+    Raises:
+        UsageError: the page has no such part.
+    """
+    begin, end = f"<!-- ci/mutate --write: {part} -->", "<!-- end -->"
+    page = PAGE.read_text()
+    if begin not in page:
+        raise UsageError(f"--write: {PAGE.relative_to(ROOT)} has no part {begin}")
+    head, rest = page.split(begin, 1)
+    PAGE.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
 
 if __name__ == "__main__":

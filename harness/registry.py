@@ -25,3 +25,25 @@ def contracts() -> dict[str, Contract]:
 def cases(contract: Contract) -> SearchStrategy[Case]:
     """The family's strategy for a contract's cases: a function of the contract's name in `strategies/<family>.py`."""
     return getattr(importlib.import_module(f"strategies.{contract.family}"), contract.name)()
+
+
+def replayed(name: str) -> bool:
+    """Whether a contract's family draws sessions of it: several calls on the same buffers."""
+    return hasattr(importlib.import_module(f"strategies.{contracts()[name].family}"), f"{name}_replay")
+
+
+def variant(text: str) -> tuple[str, str, str]:
+    """CONTRACT:RULE=CHOICE, checked against the declarations.
+
+    Raises:
+        ValueError: there is no such contract, rule or choice.
+    """
+    name, _, rule = text.partition(":")
+    key, _, choice = rule.partition("=")
+    if name not in contracts():
+        raise ValueError(f"{text}: unknown contract {name!r}; known are {', '.join(contracts())}")
+    try:
+        contracts()[name].rules({key: choice})
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from None
+    return name, key, choice

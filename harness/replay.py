@@ -129,10 +129,10 @@ def _memcheck(saved: Saved, options) -> int:
 
 
 def _debug(options) -> int:
-    """Hand this process over to cuda-gdb, which runs the replay inline."""
+    """Hand this process over to cuda-gdb, which runs the replay inline and stops where it faults."""
     tool = find_tool("cuda-gdb")
-    command = [tool, "--args", options.subject_python, "-m", "harness.replay", str(options.case), "--inline", "--cuda",
-               "--subject", options.subject, *(f"--subject-path={p}" for p in options.subject_path)]
+    command = [tool, "-quiet", "-ex", "run", "--args", options.subject_python, "-m", "harness.replay", str(options.case),
+               "--inline", "--cuda", "--subject", options.subject, *(f"--subject-path={p}" for p in options.subject_path)]
     sys.stdout.flush()
     os.execv(tool, command)
 

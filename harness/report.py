@@ -13,6 +13,7 @@ from harness.verdicts import RED, Row, merged
 NEEDS_JINJA = "report: no index.html, Jinja2 is not here; pip install 'jinja2>=3.1' (the extra 'report'); the rest was written"
 MOST_ANNOTATIONS = 10  # what GitHub shows per step and kind
 SLOTS = {  # file in the report's folder -> its heading, what it shows, what writes it
+    "campaign.json": ("Campaign", "examples, coverage and findings of each transform, and what they cost", "ci/campaign"),
     "museum.json": ("Museum", "upstream's known bugs, re-created: which check sees each", "ci/gate --museum"),
     "mutants.json": ("Mutants", "small changes of our kernels: which the gate sees", "ci/mutate"),
 }

@@ -188,6 +188,7 @@ def _literal(value) -> str:
 def _subject(worker, contract) -> dict:
     """Where the script finds the kernel."""
     spec, paths = worker.options.subject, [str(Path(p).resolve()) for p in worker.options.paths]
+    spec = "kernels/plans.py" if spec == "plans" else spec
     if spec.endswith(".py"):
         path = Path(spec)
         return {"file": str((path if path.is_absolute() else ROOT / path).resolve()), "function": contract.name, "paths": paths}

@@ -1,12 +1,14 @@
 """Argument checks shared by the kernels: every message names the argument, what came and what is needed."""
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 
 import torch
 import triton
 
 INT32 = (torch.int32,)
 INT = (torch.int32, torch.int64)
+_watchers: list[dict[str, torch.Tensor]] = []
 
 
 def tensor(name: str, value, dtypes: Sequence[torch.dtype], least: Sequence[int], device: torch.device,
@@ -37,12 +39,14 @@ def own_cells(name: str, value: torch.Tensor) -> None:
 
 def apart(outputs: dict[str, torch.Tensor], others: dict[str, torch.Tensor], may_alias=frozenset()) -> None:
     """No output shares memory with another argument, except pairs in `may_alias` that are the very same memory."""
-    spans = sorted((*_span(t), n) for n, t in {**others, **outputs}.items() if t.numel())
+    for watcher in _watchers:
+        watcher.update(outputs)
+    spans = sorted((*span(t), n) for n, t in {**others, **outputs}.items() if t.numel())
     reach, widest = -1, ""
     for first, last, name in spans:
         if first < reach and (name in outputs or widest in outputs):
             pair = frozenset((_base(name), _base(widest)))
-            same = first == _span({**others, **outputs}[widest])[0]
+            same = first == span({**others, **outputs}[widest])[0]
             if not (pair in may_alias and same):
                 raise ValueError(f"{name} and {widest} share memory, and must not")
         if last > reach:
@@ -69,7 +73,24 @@ def same_count(**groups: Sequence) -> int:
     return counts[first]
 
 
-def _span(t: torch.Tensor) -> tuple[int, int]:
+def rows_aligned(*tables: torch.Tensor) -> int:
+    """1 if every row of every table begins at a multiple of 16 bytes and has unit stride, else 0: an argument of kernels."""
+    return int(all(t.stride(-1) == 1 and t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in tables))
+
+
+@contextmanager
+def watched():
+    """Collect the outputs that the calls inside name, for a plan that is being bound."""
+    found: dict[str, torch.Tensor] = {}
+    _watchers.append(found)
+    try:
+        yield found
+    finally:
+        _watchers.remove(found)
+
+
+def span(t: torch.Tensor) -> tuple[int, int]:
+    """The first address of a tensor that has cells, and the first one behind it."""
     reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride()))
     return t.data_ptr(), t.data_ptr() + (reach + 1) * t.element_size()
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 BLOCK, BLOCK_REQUESTS = 128, 32
 COST = {"assign_draft_cache_locs": {"launches": 2}}
@@ -48,6 +49,7 @@ def _extents(req_pool_indices, req_to_token, start_offset, end_offset, out_cache
             tl.store(out_cache_loc + before + token, locs, mask=held)
 
 
+@remembered
 def assign_req_to_token_pool(*, req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, bs):
     """Put every request's new slots into its columns of the request table (oracles/draft.py has the contract).
 
@@ -65,6 +67,7 @@ def assign_req_to_token_pool(*, req_pool_indices, req_to_token, start_offset, en
     _launch_extents(inputs, req_to_token, out_cache_loc, bs, True)
 
 
+@remembered
 def assign_extend_cache_locs(*, req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, bs):
     """Read the slots of every request's columns, one request after the other; what is behind them stays.
 
@@ -112,6 +115,7 @@ def _uniform(req_pool_indices, req_to_token, starts, out_cache_loc, positions, s
                      mask=token < positions_each)
 
 
+@remembered
 def assign_extend_cache_locs_uniform(*, req_pool_indices, req_to_token, start_offset, out_cache_loc, positions_out, bs,
                                      draft_token_num):
     """Read `draft_token_num` slots from every request's start on; fill in the columns' numbers where wanted.
@@ -134,6 +138,7 @@ def assign_extend_cache_locs_uniform(*, req_pool_indices, req_to_token, start_of
     _launch_uniform(inputs, req_to_token, out_cache_loc, positions_out, bs, draft_token_num, draft_token_num, 1, strides)
 
 
+@remembered
 def assign_draft_cache_locs_contiguous(*, req_pool_indices, req_to_token, seq_lens, out_cache_loc, positions, bs, topk,
                                        num_steps):
     """Read the `topk * num_steps` slots behind every request; fill in the branches' positions where wanted.
@@ -185,6 +190,7 @@ def _after_decode(accept_tokens, seq_lens, accept_lens, positions, bonus_tokens,
     tl.store(bonus_tokens + request, tl.load(accept_tokens + last * token_stride, mask=some, other=0), mask=some)
 
 
+@remembered
 def create_extend_after_decode_spec_info(*, accept_tokens, seq_lens, accept_lens, positions, bonus_tokens, bs, num_steps):
     """Positions of the accepted tokens, and each request's last accepted token.
 
@@ -278,11 +284,12 @@ def _draft_from_table(req_pool_indices, req_to_token, seq_lens, out_cache_loc, s
         own = seq - partial + token
         copy = own + branch * apart
         cell = (topk - 1) * before + (branch - 1) * partial + token
-        held = there & (token < copied) & (own >= 0) & (copy < columns) & (cell < copies)
+        held = there & (token < copied) & (copy < columns) & (cell < copies)
         tl.store(source + cell, tl.load(row + own * column_stride, mask=held, other=0), mask=held)
         tl.store(target + cell, tl.load(row + copy * column_stride, mask=held, other=0), mask=held)
 
 
+@remembered
 def assign_draft_cache_locs(*, req_pool_indices, req_to_token, seq_lens, extend_lens, num_new_pages_per_topk, out_cache_loc,
                             source_cache_loc, target_cache_loc, last_page_lens_cumsum, bs, topk, num_steps, page_size):
     """Put new slots into the table behind each request, and keep the drafts' slots in front of out_cache_loc, in place.

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 BFLOAT16 = (torch.bfloat16,)
 FLOAT32 = (torch.float32,)
@@ -52,6 +53,7 @@ def _scale(gates, q_scale, out, tokens, heads, gate_stride_0, gate_stride_1, q_s
     tl.store(out + token * out_stride_0 + head * out_stride_1, value * head_scale * q * softmax_scale, mask=mask)
 
 
+@remembered
 def project_and_scale_head_gates(*, x, weight, gates, n_heads):
     """Fill `gates[:tokens, :n_heads]` with x times weight transposed, times n_heads^-0.5 (oracles/head_gates.py).
 
@@ -68,6 +70,7 @@ def project_and_scale_head_gates(*, x, weight, gates, n_heads):
     _launch_projection(x, weight, None, gates, tokens, hidden, n_heads, 1.0)
 
 
+@remembered
 def logits_head_gate(*, x, weight, q_scale, out, n_heads, softmax_scale):
     """The same, times q_scale, times softmax_scale, into `out[:tokens, :n_heads, 0]`.
 
@@ -83,6 +86,7 @@ def logits_head_gate(*, x, weight, q_scale, out, n_heads, softmax_scale):
     _launch_projection(x, weight, q_scale, out, tokens, hidden, n_heads, softmax_scale)
 
 
+@remembered
 def apply_q_scale_and_softmax_scale(*, gates, q_scale, out, n_heads, softmax_scale):
     """Fill `out[:tokens, :n_heads, 0]` with gates times q_scale times softmax_scale.
 
@@ -95,6 +99,7 @@ def apply_q_scale_and_softmax_scale(*, gates, q_scale, out, n_heads, softmax_sca
     _fill(gates, FLOAT32, q_scale, out, n_heads, softmax_scale, 1.0)
 
 
+@remembered
 def fused_logits_head_gate(*, gates, q_scale, out, n_heads, softmax_scale):
     """The same on raw gates (float32 or bfloat16), which are scaled by n_heads^-0.5 first."""
     _fill(gates, (*FLOAT32, *BFLOAT16), q_scale, out, n_heads, softmax_scale, None)
@@ -199,6 +204,7 @@ def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
     return first_a <= last_b and first_b <= last_a
 
 
+@remembered
 def update_rope_guarded(*, memory, shape, dst_offset, dst_strides, src_offset, src_strides):
     """`write_back` between two views of `memory`.
 

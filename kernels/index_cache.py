@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 HEAD_DIM, SCALE_BYTES = 128, 4
 TOKEN_BYTES = HEAD_DIM + SCALE_BYTES
@@ -67,6 +68,7 @@ def _get_k_and_s(buf, page_indices, seq_lens, k_out, s_out, rows, pages, width, 
         _copy_bytes(buf, scale, s_out, row, s_pitch, wanted, 4)
 
 
+@remembered
 def get_k(*, buf, page_indices, k_out, seq_len, page_size):
     """Fill `k_out[:seq_len]` with the keys of a request's tokens (oracles/index_cache.py has the layout of a page).
 
@@ -79,6 +81,7 @@ def get_k(*, buf, page_indices, k_out, seq_len, page_size):
     _get_part("k_out", buf, page_indices, k_out, seq_len, page_size, 0, HEAD_DIM)
 
 
+@remembered
 def get_s(*, buf, page_indices, s_out, seq_len, page_size):
     """Fill `s_out[:seq_len]` with the scales of a request's tokens. Arguments as for `get_k`; s_out: uint8 [>= seq_len, 4]."""
     _get_part("s_out", buf, page_indices, s_out, seq_len, page_size, HEAD_DIM, SCALE_BYTES)
@@ -99,6 +102,7 @@ def _get_part(name: str, buf, page_indices, out, seq_len, page_size, before: int
             PAGE_SIZE=page_size, FIRST=page_size * before, COUNT=count, BLOCK=BLOCK_TOKENS)
 
 
+@remembered
 def get_k_and_s(*, buf, page_indices, seq_lens, k_out, s_out, seq_len_sum, max_seq_len, page_size):
     """Fill `k_out[:seq_len_sum]` and `s_out[:seq_len_sum]` with the keys and scales of every request's tokens, in order.
 
@@ -186,6 +190,7 @@ def _fused_store(buf, loc, key, tokens, pages, pitch, loc_step, key_pitch, key_s
     tl.store(buf + last[:, None] + four, _byte(scale[:, None], four), mask=wanted[:, None])
 
 
+@remembered
 def set_k_and_s(*, buf, loc, index_k, index_k_scale, page_size):
     """Store keys and scales into their slots of the index cache; slots outside the cache are left out.
 
@@ -206,6 +211,7 @@ def set_k_and_s(*, buf, loc, index_k, index_k_scale, page_size):
             *index_k.stride(), index_k_scale.stride(0), PAGE_SIZE=page_size, HEAD_DIM=HEAD_DIM, BLOCK=STORE_TOKENS)
 
 
+@remembered
 def fused_store_index_cache(*, buf, key, loc, page_size, scale_fmt):
     """Quantise keys to e4m3 with one scale each, and store both into their slots; slots outside the cache are left out.
 
@@ -277,6 +283,7 @@ def _dequantize_k_cache(cache, page_table, out, tokens, slots, pitch, table_step
              mask=wanted[:, None])
 
 
+@remembered
 def quantize_k_cache(*, cache_k, quant_k_cache):
     """Fill `quant_k_cache[:n]` with the 656 bytes of every latent.
 
@@ -296,6 +303,7 @@ def quantize_k_cache(*, cache_k, quant_k_cache):
             cache_k, quant_k_cache, tokens, *cache_k.stride(), quant_k_cache.stride(0), BLOCK=LATENT_TOKENS)
 
 
+@remembered
 def dequantize_k_cache(*, quant_k_cache, k_cache):
     """Fill `k_cache[:n]` with the latents that `quant_k_cache` means.
 
@@ -307,6 +315,7 @@ def dequantize_k_cache(*, quant_k_cache, k_cache):
     _dequantize(quant_k_cache, None, k_cache)
 
 
+@remembered
 def dequantize_k_cache_paged(*, quant_k_cache, page_table_1_flattened, k_cache):
     """Fill `k_cache[:n]` with the latents of n slots; a row whose slot lies outside the cache is left as it was.
 

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 BLOCK_REQUESTS, BLOCK_TOKENS, MOST_SPLITS = 32, 128, 32
 
@@ -53,6 +54,7 @@ def _indexer_k_start_end(extends, seqs, ks, ke, owners, total_len, cp_size, cp_r
         tl.store(owners + row, place + k * 0, mask=fits)
 
 
+@remembered
 def indexer_k_start_end(*, extend_seq_lens, seq_lens, ks, ke, token_to_batch_idx, bs, total_len, cp_size, cp_rank):
     """Fill `[:total_len]` of ks, ke and token_to_batch_idx for the rank's query tokens (oracles/indexer.py).
 
@@ -93,6 +95,7 @@ def _cp_round_robin_split_q_seqs(extends, q_lens, bs_idx, bs, num_selected, cp_s
         place += tl.sum(here, 0)
 
 
+@remembered
 def cp_round_robin_split_q_seqs(*, extend_seq_lens, q_lens, bs_idx, bs, num_selected, cp_size, cp_rank):
     """Fill `[:num_selected]` of q_lens and bs_idx with the rank's counts above 0 and their requests.
 
@@ -144,6 +147,7 @@ def _every_nth_row(x, out, count, columns, cp_size, cp_rank, x_stride_0, x_strid
         tl.store(out + row[:, None] * out_stride_0 + column[None, :] * out_stride_1, values, mask=fits)
 
 
+@remembered
 def cp_round_robin_split(*, x, split, cp_size, cp_rank):
     """Fill `split` with the values of the rank's tokens.
 
@@ -158,6 +162,7 @@ def cp_round_robin_split(*, x, split, cp_size, cp_rank):
                                                      BLOCK_ROWS=512, BLOCK_COLUMNS=1)
 
 
+@remembered
 def cp_round_robin_split_rows(*, x, split, cp_size, cp_rank):
     """Fill `split` with the rows of the rank's tokens.
 
@@ -234,6 +239,7 @@ def _cp_zigzag_split(extends, seqs, tokens, q_lens, kv_lens, bs, num_tokens, tot
             tl.store(tokens + row + k, (first + begin + k).to(tl.int32), mask=(k < size) & (row + k < total_len))
 
 
+@remembered
 def cp_zigzag_split(*, extend_seq_lens, seq_lens, token_indices, q_lens, kv_lens, bs, num_tokens, total_len, cp_size, cp_rank):
     """Fill `token_indices[:total_len]`, `q_lens[:2 * bs]` and `kv_lens[:2 * bs]` for the rank's two segments per request.
 

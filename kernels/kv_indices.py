@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 BLOCK, DRAFT_BLOCK, BLOCK_REQUESTS, MOST_SPLITS = 1024, 512, 32, 32
 MOST_PAGE_SIZE = 4096
@@ -45,6 +46,7 @@ def _flashinfer(req_to_token, req_pool_indices, lens, indptr, starts, out, slots
         tl.store(out + first + token, tokens, mask=held)
 
 
+@remembered
 def create_flashinfer_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_lens, kv_indptr, kv_start_idx, kv_indices,
                                  bs):
     """Gather every request's KV slots into one ragged list (oracles/kv_indices.py has the contract).
@@ -93,6 +95,7 @@ def _flashmla(req_to_token, req_pool_indices, lens, starts, out, slots, columns,
         tl.store(target + page * out_column_stride, tokens // PAGE_SIZE, mask=page < pages)
 
 
+@remembered
 def create_flashmla_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_lens, kv_start_idx, kv_indices, bs, page_size):
     """Fill a block table with the page of every `page_size`-th token.
 
@@ -187,6 +190,7 @@ def _draft_decode(req_to_token, req_pool_indices, lens, positions, kv_indices, k
                      (end + (z + 1) * (steps + 1)).to(tl.int32), mask=steps < num_steps)
 
 
+@remembered
 def generate_draft_decode_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_lens, positions, kv_indices, kv_indptr,
                                      num_seqs, topk, num_steps, page_size):
     """Fill every draft step's KV slots and branch ends; kv_indptr[:, 0] stays (oracles/kv_indices.py has the contract).

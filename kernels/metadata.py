@@ -2,16 +2,19 @@
 
 Program (i, 0) writes the lengths of request i, programs (i, 1...) its table rows. A request's place in the batch (the
 rows and sums before it) is a masked sum over the requests before it, so no program waits for another, and a table tile
-is read once and stored for every row and backend. Lengths, strides and batch size are run-time values.
+is read once and stored for every row and backend. Lengths, strides, alignment and batch size are run-time values: a flag
+says whether every row begins at a multiple of 16 bytes, and whole blocks of such rows take a path of their own.
 """
 
 import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
-BLOCK_REQUESTS, BLOCK_ROWS, BLOCK_COLUMNS, MOST_SPLITS = 64, 64, 1024, 32
+BLOCK_REQUESTS, BLOCK_ROWS, BLOCK_COLUMNS = 64, 64, 1024
+PROGRAMS, LEAST_SPLITS = 1024, 32
 
 
 @triton.jit
@@ -34,13 +37,32 @@ def _rows(seq, extend, draft_tokens, MODE: tl.constexpr):
     return keys, first, rows
 
 
-@triton.jit(do_not_specialize=["bs", "total_rows", "max_len", "pages", "slots", "topk", "page_size", "draft_tokens",
-                               "seq_stride", "extend_stride", "pool_stride", "token_stride_0", "token_stride_1"])
+@triton.jit
+def _store_rows(tables, strides, first_row, rows, column, values, mask):
+    """Cells of `rows` rows of every backend's table."""
+    for r in range(0, rows):
+        row = (first_row + r).to(tl.int64)
+        for b in tl.static_range(len(tables)):
+            tl.store(tables[b] + row * strides[b][0] + column * strides[b][1], values, mask=mask)
+
+
+@triton.jit
+def _store_blocks(tables, strides, first_row, rows, column, values):
+    """The same for whole blocks of tables whose rows begin at multiples of 16 bytes: 16 bytes move at once."""
+    for r in range(0, rows):
+        row = (first_row + r).to(tl.int64)
+        for b in tl.static_range(len(tables)):
+            tl.store(tl.multiple_of(tables[b] + row * strides[b][0], 16) + column, values)
+
+
+@triton.jit(do_not_specialize=["bs", "total_rows", "max_len", "pages", "slots", "topk", "page_size", "draft_tokens", "aligned",
+                               "seq_stride", "extend_stride", "pool_stride", "token_stride_0", "token_stride_1"],
+            do_not_specialize_on_alignment=["seq_lens", "extend_seq_lens", "req_pool_indices", "req_to_token"])
 def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
               cache_seqlens, cu_seqlens_k, seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k,
               page_table_1, real_page_table, ctx_lens, wide_strides, real_strides, ctx_strides,
-              bs, total_rows, max_len, pages, slots, topk, page_size, draft_tokens,
-              seq_stride, extend_stride, pool_stride, token_stride_0, token_stride_1,
+              bs, total_rows, max_len, pages, slots, topk, page_size, draft_tokens, aligned, seq_stride, extend_stride,
+              pool_stride, token_stride_0, token_stride_1,
               MODE: tl.constexpr, BACKENDS: tl.constexpr, HAS_WIDE: tl.constexpr, HAS_REAL: tl.constexpr,
               HAS_CTX: tl.constexpr, BLOCK_REQUESTS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     request = tl.program_id(0)
@@ -52,22 +74,28 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
             tl.store(cu_seqlens_k[b], tl.zeros((), tl.int32))
             tl.store(nsa_cu_seqlens_k[b], tl.zeros((), tl.int32))
 
-    # The requests before this one: how many keys, rows and clipped keys they have.
+    # The requests before this one: how many keys, rows and clipped keys they have. A table needs the rows alone, and in two
+    # modes knows them, so that its programs do not wait for one more load.
     keys_before = tl.zeros((), tl.int32)
     rows_before = tl.zeros((), tl.int32)
     clipped_before = tl.zeros((), tl.int64)
-    for start in range(0, request, BLOCK_REQUESTS):
+    last = request
+    if MODE != 2:
+        rows_before += request if MODE == 0 else request * draft_tokens
+        last = tl.where(part == 0, request, 0)
+    for start in range(0, last, BLOCK_REQUESTS):
         j = start + tl.arange(0, BLOCK_REQUESTS)
         earlier = j < request
         seq_j = tl.load(seq_lens + j * seq_stride, mask=earlier, other=0).to(tl.int32)
         extend_j = seq_j
         if MODE == 2:
             extend_j = tl.load(extend_seq_lens + j * extend_stride, mask=earlier, other=0).to(tl.int32)
-        keys_j, first_j, rows_j = _rows(seq_j, extend_j, draft_tokens, MODE)
-        clipped_j = _clipped_sum(first_j + rows_j - 1, topk) - _clipped_sum(first_j - 1, topk)
-        keys_before += tl.sum(tl.where(earlier, keys_j, 0), 0)
-        rows_before += tl.sum(tl.where(earlier, rows_j, 0), 0)
-        clipped_before += tl.sum(tl.where(earlier, clipped_j, 0), 0)
+            rows_before += tl.sum(extend_j, 0)
+        if part == 0:
+            keys_j, first_j, rows_j = _rows(seq_j, extend_j, draft_tokens, MODE)
+            clipped_j = _clipped_sum(first_j + rows_j - 1, topk) - _clipped_sum(first_j - 1, topk)
+            keys_before += tl.sum(tl.where(earlier, keys_j, 0), 0)
+            clipped_before += tl.sum(tl.where(earlier, clipped_j, 0), 0)
 
     seq = tl.load(seq_lens + request * seq_stride, mask=exists, other=0).to(tl.int32)
     extend = seq
@@ -98,29 +126,28 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
         slot = tl.load(req_pool_indices + request * pool_stride, mask=exists, other=0).to(tl.int64)
         length = tl.where((slot >= 0) & (slot < slots) & exists, tl.minimum(keys, max_len), 0)
         source = req_to_token + slot * token_stride_0
+        own = (part - 1) * BLOCK_COLUMNS
         step = (tl.num_programs(1) - 1) * BLOCK_COLUMNS
-        lanes = (part - 1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+        lanes = tl.arange(0, BLOCK_COLUMNS)
         if HAS_WIDE:
-            for start in range(0, length - (part - 1) * BLOCK_COLUMNS, step):
+            whole = tl.where(aligned != 0, length, 0) // BLOCK_COLUMNS * BLOCK_COLUMNS
+            for start in range(own, length, step):
                 column = (start + lanes).to(tl.int64)
-                tokens = tl.load(source + column * token_stride_1, mask=column < length, other=0)
-                for r in range(0, rows):
-                    row = (rows_before + r).to(tl.int64)
-                    for b in tl.static_range(BACKENDS):
-                        tl.store(page_table_1[b] + row * wide_strides[b][0] + column * wide_strides[b][1], tokens,
-                                 mask=column < length)
+                if start < whole:
+                    tokens = tl.load(tl.multiple_of(req_to_token + slot * token_stride_0, 16) + column)
+                    _store_blocks(page_table_1, wide_strides, rows_before, rows, column, tokens)
+                else:
+                    tokens = tl.load(source + column * token_stride_1, mask=column < length, other=0)
+                    _store_rows(page_table_1, wide_strides, rows_before, rows, column, tokens, column < length)
         if HAS_REAL:
             count = tl.minimum((length + page_size - 1) // page_size, pages)
-            for start in range(0, count - (part - 1) * BLOCK_COLUMNS, step):
+            for start in range(own, count, step):
                 column = (start + lanes).to(tl.int64)
                 tokens = tl.load(source + column * page_size * token_stride_1, mask=column < count, other=0)
-                for r in range(0, rows):
-                    row = (rows_before + r).to(tl.int64)
-                    for b in tl.static_range(BACKENDS):
-                        tl.store(real_page_table[b] + row * real_strides[b][0] + column * real_strides[b][1],
-                                 tokens // page_size, mask=column < count)
+                _store_rows(real_page_table, real_strides, rows_before, rows, column, tokens // page_size, column < count)
 
 
+@remembered
 def decode_metadata(*, seq_lens, req_pool_indices, req_to_token, cache_seqlens, cu_seqlens_k, nsa_cache_seqlens,
                     nsa_cu_seqlens_k, page_table_1, real_page_table, bs, max_len, index_topk, page_size):
     """Metadata of a decode step into the buffers of every backend (oracles/metadata.py has the contract).
@@ -142,6 +169,7 @@ def decode_metadata(*, seq_lens, req_pool_indices, req_to_token, cache_seqlens, 
           may_alias={frozenset(("cache_seqlens", "seq_lens")), frozenset(("cache_seqlens",))})
 
 
+@remembered
 def target_verify_metadata(*, seq_lens, req_pool_indices, req_to_token, cache_seqlens, cu_seqlens_k, seqlens_expanded,
                            nsa_cache_seqlens, nsa_cu_seqlens_k, page_table_1, real_page_table, paged_mqa_ctx_lens_2d, bs,
                            max_len, index_topk, page_size, draft_tokens):
@@ -160,6 +188,7 @@ def target_verify_metadata(*, seq_lens, req_pool_indices, req_to_token, cache_se
     _fill(TARGET_VERIFY, inputs, outputs, bs, rows, max_len, index_topk, page_size, draft_tokens)
 
 
+@remembered
 def draft_extend_metadata(*, seq_lens, extend_seq_lens, req_pool_indices, req_to_token, cache_seqlens, cu_seqlens_k,
                           seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k, page_table_1, real_page_table, bs,
                           total_len, max_len, index_topk, page_size, max_extend_len, static_extend_len):
@@ -186,7 +215,9 @@ def _fill(mode, inputs, outputs, bs, rows, max_len, topk, page_size, draft_token
     pages = triton.cdiv(max_len, page_size)
     has_wide, has_real, has_ctx = wide[0] is not None, real[0] is not None, ctx[0] is not None
     columns = max_len if has_wide else pages
-    grid = (max(bs, 1), 1 + min(triton.cdiv(columns, BLOCK_COLUMNS), MOST_SPLITS))
+    # One program per block of a request's columns, if that does not make too many.
+    splits = min(triton.cdiv(columns, BLOCK_COLUMNS), max(LEAST_SPLITS, PROGRAMS // max(bs, 1)))
+    grid = (max(bs, 1), 1 + splits)
     seq, pool, tokens = inputs["seq_lens"], inputs["req_pool_indices"], inputs["req_to_token"]
     extend = inputs.get("extend_seq_lens", seq)
     cache = tuple(outputs["cache_seqlens"])
@@ -196,7 +227,8 @@ def _fill(mode, inputs, outputs, bs, rows, max_len, topk, page_size, draft_token
         tuple(outputs["nsa_cu_seqlens_k"]), tuple(wide) if has_wide else cache, tuple(real) if has_real else cache,
         tuple(ctx) if has_ctx else cache, _strides(wide), _strides(real), _strides(ctx),
         bs, rows, max_len, pages, tokens.shape[0], topk, page_size, draft_tokens,
-        seq.stride(0), extend.stride(0), pool.stride(0), tokens.stride(0), tokens.stride(1),
+        checks.rows_aligned(tokens, *wide) if has_wide else 0, seq.stride(0), extend.stride(0), pool.stride(0),
+        *tokens.stride(),
         MODE=mode, BACKENDS=backends, HAS_WIDE=has_wide, HAS_REAL=has_real, HAS_CTX=has_ctx,
         BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS,
     )

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
 BLOCK_ITEMS, TILE, MOST_ROWS, MOST_PROGRAMS = 256, 2048, 16, 1024
@@ -35,9 +36,24 @@ def _cells(pair, row, column, copied):
         tl.store(targets[b] + row * target_strides[b][0] + column * target_strides[b][1], values, mask=copied)
 
 
-@triton.jit(do_not_specialize=["bs", "n", "rows", "width", "pages", "plan_cells", "plan_columns", "items", "columns"])
+@triton.jit
+def _block(pair, row, first, width, rows, aligned, BLOCK: tl.constexpr):
+    """BLOCK columns of a table from `first` on, cut at `width`. Of tables whose rows all begin at multiples of 16 bytes,
+    whole blocks need no mask along the row, and 16 bytes move at once."""
+    column = (first + tl.arange(0, BLOCK)).to(tl.int64)[None, :]
+    if (aligned != 0) & (first + BLOCK <= width):
+        source, strides, targets, target_strides = pair
+        values = tl.load(tl.multiple_of(source + row * strides[0], [16, 16]) + column, mask=row < rows, other=0)
+        for b in tl.static_range(len(targets)):
+            tl.store(tl.multiple_of(targets[b] + row * target_strides[b][0], [16, 16]) + column, values, mask=row < rows)
+    else:
+        _cells(pair, row, column, (row < rows) & (column < width))
+
+
+@triton.jit(do_not_specialize=["bs", "n", "rows", "width", "pages", "plan_cells", "plan_columns", "items", "columns",
+                               "wide_aligned", "real_aligned"])
 def _copy(cache, cu, expanded, nsa, nsa_cu, splits, plan, wide, real,
-          bs, n, rows, width, pages, plan_cells, plan_columns, items, columns,
+          bs, n, rows, width, pages, plan_cells, plan_columns, items, columns, wide_aligned, real_aligned,
           BLOCK_ITEMS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     programs = tl.num_programs(0) * tl.num_programs(1)
@@ -57,13 +73,14 @@ def _copy(cache, cu, expanded, nsa, nsa_cu, splits, plan, wide, real,
     for first_row in range(tl.program_id(0) * BLOCK_ROWS, rows, tl.num_programs(0) * BLOCK_ROWS):
         row = (first_row + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
         for first in range(tl.program_id(1) * BLOCK_COLUMNS, columns, tl.num_programs(1) * BLOCK_COLUMNS):
-            column = (first + tl.arange(0, BLOCK_COLUMNS)).to(tl.int64)[None, :]
-            _cells(wide, row, column, (row < rows) & (column < width))
+            if first < width:
+                _block(wide, row, first, width, rows, wide_aligned, BLOCK_COLUMNS)
             if real is not None:
                 if first < pages:
-                    _cells(real, row, column, (row < rows) & (column < pages))
+                    _block(real, row, first, pages, rows, real_aligned, BLOCK_COLUMNS)
 
 
+@remembered
 def fused_metadata_copy(*, cache_seqlens_src, cu_seqlens_k_src, page_indices_src, nsa_cache_seqlens_src,
                         seqlens_expanded_src, nsa_cu_seqlens_k_src, real_page_table_src, flashmla_num_splits_src,
                         flashmla_metadata_src, cache_seqlens_dst, cu_seqlens_k_dst, page_table_1_dst, nsa_cache_seqlens_dst,
@@ -112,6 +129,7 @@ def fused_metadata_copy(*, cache_seqlens_src, cu_seqlens_k_src, page_indices_src
     _fill(sources, groups, bs, seqlens_expanded_size, max_seqlen_k, by_table=True)
 
 
+@remembered
 def fused_metadata_copy_multi(*, cache_seqlens_src, cu_seqlens_k_src, page_indices_src, nsa_cache_seqlens_src,
                               nsa_cu_seqlens_k_src, real_page_table_src, flashmla_num_splits_src, flashmla_metadata_src,
                               cache_seqlens_dst, cu_seqlens_k_dst, page_table_1_dst, nsa_cache_seqlens_dst,
@@ -158,6 +176,10 @@ def _fill(sources, groups, bs, n, width, by_table=False) -> None:
             return None
         return source, source.stride(), tuple(targets), tuple(t.stride() for t in targets)
 
+    def aligned(source_name, name):
+        tables = [sources[source_name], *groups[name].values()]
+        return checks.rows_aligned(*(t for t in tables if t is not None))
+
     pages = shapes["real_page_table"][1]
     parts, plan_columns = shapes["flashmla_metadata"]
     items, columns = max(bs, n + 1, parts * plan_columns), max(width, pages)
@@ -172,6 +194,7 @@ def _fill(sources, groups, bs, n, width, by_table=False) -> None:
         pair("flashmla_metadata", "flashmla_metadata"), pair("page_indices", "page_table_1"),
         pair("real_page_table", "real_page_table"),
         bs, n, rows, width, pages, parts * plan_columns, max(plan_columns, 1), items, columns,
+        aligned("page_indices", "page_table_1"), aligned("real_page_table", "real_page_table"),
         BLOCK_ITEMS=BLOCK_ITEMS, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
     )
 

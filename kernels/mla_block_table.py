@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 MODES = ("decode", "target_verify", "draft_extend", "extend")
 TRTLLM_TOKENS, WRITER_TOKENS = 128, 4096
@@ -113,6 +114,7 @@ def _lengths(seq_lens, others, seq_lens_k, seq_lens_q, cu_seqlens_q, bs, added, 
             tl.store(seq_lens_k + i, keys, mask=live)
 
 
+@remembered
 def mla_metadata(*, seq_lens, extend_seq_lens, extend_prefix_lens, seq_lens_k, seq_lens_q, cu_seqlens_q, bs, mode,
                  draft_tokens, max_seq_len_q):
     """Fill the lengths of keys and queries (oracles/mla_block_table.py has them by mode).
@@ -204,6 +206,7 @@ def _block_tables(seq_lens, extend_seq_lens, req_pool_indices, req_to_token, tab
             tl.store(row + column * table_strides[s][1], page, mask=wanted)
 
 
+@remembered
 def mla_block_table(*, seq_lens, extend_seq_lens, req_pool_indices, req_to_token, block_table, bs, max_blocks, page_size,
                     fresh, mode, draft_tokens, max_seq_len_q):
     """Fill `block_table[:bs]` with the pages of every request's keys (oracles/mla_block_table.py).
@@ -228,6 +231,7 @@ def mla_block_table(*, seq_lens, extend_seq_lens, req_pool_indices, req_to_token
     _fill(inputs, {"block_table": [block_table]}, bs, max_blocks, page_size, fresh, added, numbered=False)
 
 
+@remembered
 def mla_multi_step_draft(*, seq_lens, req_pool_indices, positions, req_to_token, block_table, seq_lens_k, kv_indptr,
                          kv_indices, bs, max_blocks, page_size, fresh, steps):
     """Block tables and lengths of all `steps - 1` draft backends in one launch. Arguments as for `mla_block_table`, and
@@ -324,6 +328,7 @@ def _ragged_copy(packed, padded, mask, starts, lengths, width, rows, cells, inne
         tl.store(in_packed, bits, mask=live[:, None] & exists)
 
 
+@remembered
 def pad_draft_extend_query(*, q, seq_lens_q, cu_seqlens_q, padded_q, bs, max_seq_len_q):
     """Copy every request's queries to the front of its row of `padded_q[:bs, :max_seq_len_q]`; the places behind stay.
 
@@ -340,6 +345,7 @@ def pad_draft_extend_query(*, q, seq_lens_q, cu_seqlens_q, padded_q, bs, max_seq
     _copy(q, padded_q, None, cu_seqlens_q, seq_lens_q, bs, max_seq_len_q, q.shape[0], to_padded=True)
 
 
+@remembered
 def unpad_draft_extend_output(*, raw_out, cu_seqlens_q, seq_lens_q, output, bs, max_seq_len_q, sum_seq_lens_q):
     """Copy the front of every row of `raw_out` to the request's place in `output[:sum_seq_lens_q]`; the rest stays.
 
@@ -357,6 +363,7 @@ def unpad_draft_extend_output(*, raw_out, cu_seqlens_q, seq_lens_q, output, bs, 
     _copy(output, raw_out, None, cu_seqlens_q, seq_lens_q, bs, max_seq_len_q, sum_seq_lens_q, to_padded=False)
 
 
+@remembered
 def pad_sequence_with_mask(*, input_emb, offsets, lengths, output, attn_mask, bs, max_len):
     """Copy every sequence to its row of `output[:bs, :max_len]`, zero the places behind it, and say which are which.
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 BYTES_PER_LOGIT = 4
 SKIP_BELOW = 8_000_000
@@ -148,6 +149,7 @@ def _mqa_logits(q, k, k_scale, weights, ks, ke, logits, rows, keys, heads, head_
         tl.store(out, scores, mask=seen)
 
 
+@remembered
 def mqa_logits(*, q, k, k_scale, weights, ks, ke, logits, clean_logits):
     """Fill `logits[:rows, :keys]`, with rows = len(ks) and keys = len(k_scale) (oracles/mqa_logits.py).
 
@@ -208,19 +210,18 @@ def _sort_key(score):
     return (ascending ^ -2147483648).to(tl.uint32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["first_row", "stop_row", "rows", "keys", "topk", "logit_row", "logit_step", "ks_step",
-                               "length_step", "name_row", "name_step", "owner_step", "names", "owners", "out_row", "out_step"])
-def _topk(logits, ks, lengths, name, owner, out, first_row, stop_row, rows, keys, topk, logit_row, logit_step, ks_step,
-          length_step, name_row, name_step, owner_step, names, owners, out_row, out_step, PAGED: tl.constexpr,
-          BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per tile of rows. A radix search over the scores' bits, eight at a time, finds the score of the last key
-    that is selected, and how many keys of just that score are; one more pass stores the selected keys in ascending order.
+@triton.jit(do_not_specialize=["first_row", "rows", "keys", "topk", "logit_row", "logit_step", "ks_step", "length_step",
+                               "name_row", "name_step", "owner_step", "names", "owners", "out_row", "out_step"])
+def _topk(logits, ks, lengths, name, owner, out, first_row, rows, keys, topk, logit_row, logit_step, ks_step, length_step,
+          name_row, name_step, owner_step, names, owners, out_row, out_step, PAGED: tl.constexpr, BLOCK: tl.constexpr):
+    """One program per row. A radix search over the scores' bits, eight at a time, finds the score of the last key that is
+    selected, and how many keys of just that score are; one more pass stores the selected keys in ascending order.
 
     Lengths and owners that reach outside a tensor are cut, so that no row harms memory.
     """
-    row = first_row + tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    real = row < tl.minimum(rows, stop_row)
-    lanes = tl.arange(0, BLOCK)[None, :]
+    row = first_row + tl.program_id(0).to(tl.int64)
+    real = row < rows
+    lanes = tl.arange(0, BLOCK)
     far_lanes = lanes.to(tl.int64)
     first = tl.load(ks + row * ks_step, mask=real, other=-1)
     length = tl.load(lengths + row * length_step, mask=real, other=0)
@@ -228,65 +229,60 @@ def _topk(logits, ks, lengths, name, owner, out, first_row, stop_row, rows, keys
     if PAGED:
         request = tl.load(owner + row * owner_step, mask=real, other=-1).to(tl.int64)
         length = tl.where((request >= 0) & (request < owners), tl.minimum(length, names), 0)
-        slots = (name + request * name_row)[:, None]
+        slots = name + request * name_row
     else:
-        base = tl.load(name + row * name_row, mask=real, other=0)[:, None]
-    length = length[:, None]
-    ranked = length > topk  # the others are selected as they are, and their scores are not read
-    longest = tl.max(length)
-    scores = (logits + row * logit_row + first.to(tl.int64) * logit_step)[:, None]
+        base = tl.load(name + row * name_row, mask=real, other=0)
+    ranked = length > topk  # otherwise all are selected as they are, and the scores are not read
+    scores = logits + row * logit_row + first.to(tl.int64) * logit_step
     first_key = _sort_key(tl.load(scores + far_lanes * logit_step, mask=ranked & (lanes < length), other=0.0))
 
-    remaining = tl.zeros((BLOCK_ROWS, 1), tl.int32) + topk
-    last = tl.zeros((BLOCK_ROWS, 1), tl.uint32)
-    if longest > topk:
-        bins = tl.arange(0, 256)[None, :]
-        own_bins = tl.arange(0, BLOCK_ROWS)[:, None] * 256
+    remaining = tl.zeros((), tl.int32) + topk
+    last = tl.zeros((), tl.uint32)
+    if ranked:
+        bins = tl.arange(0, 256)
         for digit in tl.static_range(4):
-            shift = 24 - 8 * digit
-            counts = tl.zeros((BLOCK_ROWS * 256,), tl.int32)
-            for start in range(0, longest, BLOCK):
-                candidate = ranked & (start + lanes < length)
+            counts = tl.zeros((256,), tl.int32)
+            for start in range(0, length, BLOCK):
+                candidate = start + lanes < length
                 key = first_key
                 if start > 0:
                     key = _sort_key(tl.load(scores + (start + far_lanes) * logit_step, mask=candidate, other=0.0))
-                key >>= shift
+                key >>= 24 - 8 * digit
                 if digit > 0:
                     candidate &= (key >> 8) == last
-                bin = own_bins + (key & 255).to(tl.int32)
-                counts += tl.histogram(tl.ravel(bin), BLOCK_ROWS * 256, mask=tl.ravel(candidate))
-            count = tl.reshape(counts, (BLOCK_ROWS, 256))
-            above = tl.sum(count, 1, keep_dims=True) - tl.cumsum(count, 1)
-            found = tl.sum((above >= remaining).to(tl.int32), 1, keep_dims=True)
-            remaining -= tl.sum(tl.where(bins > found, count, 0), 1, keep_dims=True)
-            last = (last << 8) | (found & 255).to(tl.uint32)
+                counts += tl.histogram((key & 255).to(tl.int32), 256, mask=candidate)
+            above = tl.sum(counts, 0) - tl.cumsum(counts, 0)
+            found = tl.sum((above >= remaining).to(tl.int32), 0)
+            remaining -= tl.sum(tl.where(bins > found, counts, 0), 0)
+            last = (last << 8) | found.to(tl.uint32)
 
-    stored = tl.zeros((BLOCK_ROWS, 1), tl.int32)
-    equal_before = tl.zeros((BLOCK_ROWS, 1), tl.int32)
-    target = (out + row * out_row)[:, None]
-    for start in range(0, longest, BLOCK):
+    stored = tl.zeros((), tl.int32)
+    equal_before = tl.zeros((), tl.int32)
+    target = out + row * out_row
+    for start in range(0, length, BLOCK):
         take = start + lanes < length
-        key = first_key
-        if start > 0:
-            key = _sort_key(tl.load(scores + (start + far_lanes) * logit_step, mask=take & ranked, other=0.0))
-        equal = (take & (key == last)).to(tl.int32)
-        in_time = (equal > 0) & (equal_before + tl.cumsum(equal, 1) <= remaining)
-        take &= (key > last) | in_time | (length <= topk)
+        if ranked:
+            key = first_key
+            if start > 0:
+                key = _sort_key(tl.load(scores + (start + far_lanes) * logit_step, mask=take, other=0.0))
+            equal = (take & (key == last)).to(tl.int32)
+            take &= (key > last) | ((equal > 0) & (equal_before + tl.cumsum(equal, 0) <= remaining))
+            equal_before += tl.sum(equal, 0)
         taken = take.to(tl.int32)
-        place = stored + tl.cumsum(taken, 1) - 1
+        place = stored + tl.cumsum(taken, 0) - 1
         if PAGED:
             value = tl.load(slots + (start + far_lanes) * name_step, mask=take, other=-1)
         else:
             value = base + start + lanes
         tl.store(target + place.to(tl.int64) * out_step, value, mask=take)
-        stored += tl.sum(taken, 1, keep_dims=True)
-        equal_before += tl.sum(equal, 1, keep_dims=True)
+        stored += tl.sum(taken, 0)
     for start in range(0, topk, BLOCK):
         column = start + lanes
-        tl.store(target + column.to(tl.int64) * out_step, tl.full((BLOCK_ROWS, BLOCK), -1, tl.int32),
-                 mask=(column >= stored) & (column < topk) & (row < stop_row)[:, None])
+        tl.store(target + column.to(tl.int64) * out_step, tl.full((BLOCK,), -1, tl.int32),
+                 mask=(column >= stored) & (column < topk))
 
 
+@remembered
 def topk_ragged_chunked(*, logits, ks, lengths, topk_indices_offset, topk_result, token_nums, index_topk, max_rows):
     """Fill `topk_result[:token_nums, :index_topk]` with places in the flattened KV, one launch per `max_rows` rows.
 
@@ -306,6 +302,7 @@ def topk_ragged_chunked(*, logits, ks, lengths, topk_indices_offset, topk_result
             topk_result, token_nums, index_topk, max_rows, names=0, owners=0, paged=False)
 
 
+@remembered
 def topk_paged_chunked(*, logits, ks, lengths, page_table_1, token_to_batch_idx, topk_result, token_nums, index_topk, max_rows):
     """Fill `topk_result[:token_nums, :index_topk]` with KV slots, one launch per `max_rows` rows. The page table is read in
     place: no rows of it are gathered. Arguments as for `topk_ragged_chunked`, and
@@ -338,14 +335,12 @@ def _check_topk(rows, device, inputs, topk_result, token_nums, index_topk, max_r
 
 def _launch(rows, logits, ks, lengths, name, name_strides, owner, topk_result, token_nums, index_topk, max_rows, names, owners,
             paged) -> None:
-    """One launch per chunk of rows; the padding comes with the last one. One row per program: compiled by Triton 3.6.0 for an
-    H200, tiles of 4 rows selected wrong keys and stored past the row, though the interpreter finds them right."""
-    block_rows, block = 1, 256 if logits.shape[1] <= 1024 else 1024
+    """One launch per chunk of rows; the padding comes with the last one."""
     start = 0
     while start < token_nums:
         stop = start + max_rows if start + max_rows < rows else token_nums
-        _topk[(triton.cdiv(stop - start, block_rows),)](
-            logits, ks, lengths, name, owner, topk_result, start, stop, rows, logits.shape[1], index_topk, *logits.stride(),
+        _topk[(stop - start,)](
+            logits, ks, lengths, name, owner, topk_result, start, rows, logits.shape[1], index_topk, *logits.stride(),
             ks.stride(0), lengths.stride(0), *name_strides, owner.stride(0), names, owners, *topk_result.stride(),
-            PAGED=paged, BLOCK_ROWS=block_rows, BLOCK=block)
+            PAGED=paged, BLOCK=256 if logits.shape[1] <= 1024 else 1024)
         start = stop

@@ -9,19 +9,21 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 BLOCK_REQUESTS, BLOCK_TOKENS, BLOCK_COLUMNS, MOST_SPLITS = 32, 128, 1024, 32
 
 
 @triton.jit(do_not_specialize=["bs", "slots", "total_rows", "draft_tokens", "max_len", "token_stride_0", "token_stride_1",
                                "pool_stride", "length_stride", "repeat_stride", "chosen_stride", "out_stride_0",
-                               "out_stride_1"])
+                               "out_stride_1", "aligned"])
 def _gather_page_table(req_to_token, req_pool_indices, cache_seqlens, row_repeats, bs_idx, out,
                        bs, slots, total_rows, draft_tokens, max_len,
                        token_stride_0, token_stride_1, pool_stride, length_stride, repeat_stride, chosen_stride,
-                       out_stride_0, out_stride_1,
+                       out_stride_0, out_stride_1, aligned,
                        RAGGED: tl.constexpr, CHOSEN: tl.constexpr, BLOCK_REQUESTS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """Program (p, part): the rows of the p-th request that has some, columns of its part."""
+    """Program (p, part): the rows of the p-th request that has some, columns of its part. Where all rows begin at multiples
+    of 16 bytes (`aligned`), whole blocks need no mask, and 16 bytes move at once."""
     place = tl.program_id(0)
     part = tl.program_id(1)
     request = place.to(tl.int64)
@@ -49,14 +51,21 @@ def _gather_page_table(req_to_token, req_pool_indices, cache_seqlens, row_repeat
     length = tl.where((slot >= 0) & (slot < slots) & exists, tl.minimum(length, max_len), 0)
     source = req_to_token + slot * token_stride_0
     step = tl.num_programs(1) * BLOCK_COLUMNS
-    lanes = part * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    for start in range(0, length - part * BLOCK_COLUMNS, step):
+    lanes = tl.arange(0, BLOCK_COLUMNS)
+    whole = tl.where(aligned != 0, length, 0) // BLOCK_COLUMNS * BLOCK_COLUMNS
+    for start in range(part * BLOCK_COLUMNS, length, step):
         column = (start + lanes).to(tl.int64)
-        tokens = tl.load(source + column * token_stride_1, mask=column < length, other=0)
-        for r in range(0, rows):
-            tl.store(out + (first + r) * out_stride_0 + column * out_stride_1, tokens, mask=column < length)
+        if start < whole:
+            tokens = tl.load(tl.multiple_of(req_to_token + slot * token_stride_0, 16) + column)
+            for r in range(0, rows):
+                tl.store(tl.multiple_of(out + (first + r) * out_stride_0, 16) + column, tokens)
+        else:
+            tokens = tl.load(source + column * token_stride_1, mask=column < length, other=0)
+            for r in range(0, rows):
+                tl.store(out + (first + r) * out_stride_0 + column * out_stride_1, tokens, mask=column < length)
 
 
+@remembered
 def gather_page_table(*, req_to_token, req_pool_indices, cache_seqlens, row_repeats, bs_idx, page_table_1, bs, total_rows,
                       draft_tokens, max_len):
     """Fill the live prefix of `page_table_1[:total_rows]` with the KV slots of the rows' requests (oracles/page_table.py).
@@ -95,8 +104,8 @@ def gather_page_table(*, req_to_token, req_pool_indices, cache_seqlens, row_repe
         req_to_token, req_pool_indices, cache_seqlens, repeats, chosen, page_table_1,
         bs, req_to_token.shape[0], total_rows, draft_tokens, max_len,
         *req_to_token.stride(), req_pool_indices.stride(0), cache_seqlens.stride(0), repeats.stride(0), chosen.stride(0),
-        *page_table_1.stride(), RAGGED=row_repeats is not None, CHOSEN=bs_idx is not None, BLOCK_REQUESTS=BLOCK_REQUESTS,
-        BLOCK_COLUMNS=BLOCK_COLUMNS)
+        *page_table_1.stride(), checks.rows_aligned(req_to_token, page_table_1), RAGGED=row_repeats is not None,
+        CHOSEN=bs_idx is not None, BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK_COLUMNS=BLOCK_COLUMNS)
 
 
 @triton.jit(do_not_specialize=["pages", "page_size", "table_stride_0", "table_stride_1", "out_stride_0", "out_stride_1"])
@@ -115,6 +124,7 @@ def _real_page_table(table, out, pages, page_size, table_stride_0, table_stride_
         tl.store(out + row * out_stride_0 + page * out_stride_1, number.to(tl.int32), mask=page < pages)
 
 
+@remembered
 def real_page_table(*, page_table_1, real_page_table, page_size):
     """Fill `real_page_table[:rows, :ceil(columns / page_size)]` with the pages of every page_size-th column.
 
@@ -161,6 +171,7 @@ def _page_table_1_flattened(table, lengths, out, max_len, total_len, table_strid
         tl.store(out + first + column, tokens, mask=(column < length) & (first + column < total_len))
 
 
+@remembered
 def page_table_1_flattened(*, page_table_1, seq_lens, page_table_1_flattened, bs, max_len, total_len):
     """Fill `page_table_1_flattened[:total_len]` with the live prefixes of the rows.
 
@@ -197,6 +208,7 @@ def _topk_indices_offset(starts, extends, out, total_len, start_stride, extend_s
         tl.store(out + first + token, token * 0 + key, mask=(token < extend) & (first + token < total_len))
 
 
+@remembered
 def topk_indices_offset(*, cu_seqlens_k, extend_seq_lens, topk_indices_offset, bs, total_len):
     """Fill `topk_indices_offset[:total_len]` with the first key of every query token's request.
 
@@ -237,6 +249,7 @@ def _prefix_sums(lengths, out, stride, n, BLOCK: tl.constexpr):
         total += tl.sum(x, 0)
 
 
+@remembered
 def cu_seqlens_q(*, extend_seq_lens, cu_seqlens_q, mode, bs, draft_tokens, extend_num_tokens):
     """Fill `cu_seqlens_q[:n + 1]` with where its n query sequences start, and the total.
 

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 SPLIT = 256
 BLOCK_ENTRIES, BLOCK_ROWS = 64, 256
@@ -49,6 +50,7 @@ def _paged_mqa_schedule(context_lens, schedule, batch, num_sms, len_stride, out_
     tl.store(place + out_stride_1, (target - before).to(tl.int32), mask=entry <= num_sms)
 
 
+@remembered
 def paged_mqa_schedule(*, context_lens, schedule, num_sms):
     """Fill `schedule[:num_sms + 1]` with the (row, split) where every SM starts (oracles/schedule.py).
 
@@ -102,6 +104,7 @@ def _paged_mqa_walk(context_lens, schedule, owner, batch, width, len_stride, pla
             tl.store(place + column.to(tl.int64) * out_stride_1, tl.full((BLOCK,), 0, tl.int32) + sm, mask=column < stop)
 
 
+@remembered
 def paged_mqa_walk(*, context_lens, schedule, owner, num_sms, max_splits):
     """Fill `owner[row, :splits of the row]` with the SM that computes each split.
 
@@ -188,6 +191,7 @@ def _flashmla_schedule(cache_seqlens, metadata, num_splits, rows, num_parts, top
     tl.store(begins - out_stride_0 + 6 * out_stride_1, last_cut.to(tl.int32), mask=stops)
 
 
+@remembered
 def flashmla_schedule(*, cache_seqlens, tile_scheduler_metadata, num_splits, num_rows, topk, num_parts):
     """Deal the blocks of `num_rows` requests out to `num_parts` parts (layout of FlashMLA since April 2026).
 

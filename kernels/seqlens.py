@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 
 @triton.jit(do_not_specialize=["extend_stride", "seq_stride", "total_len"])
@@ -25,6 +26,7 @@ def _seqlens_expand(extend_seq_lens, seq_lens, out, extend_stride, seq_stride, t
         tl.store(out + row, tl.maximum(visible + token, 0), mask=(token < extend) & (row < total_len))
 
 
+@remembered
 def seqlens_expand(*, extend_seq_lens, seq_lens, seqlens_expanded, total_len, max_q_len):
     """Fill `seqlens_expanded[:total_len]` with the keys that each query token sees (oracles/seqlens.py).
 
@@ -61,6 +63,7 @@ def _cu_seqlens(lengths, out, stride, n, BLOCK: tl.constexpr):
         total += tl.sum(x, 0)
 
 
+@remembered
 def cu_seqlens(*, seqlens, cu_seqlens):
     """Fill `cu_seqlens[:bs + 1]` with the prefix sums of `seqlens`.
 
@@ -91,6 +94,7 @@ def _nsa_cache_seqlens(expanded, out, cu, stride, rows, padded, topk, BLOCK: tl.
         total += tl.sum(x, 0)
 
 
+@remembered
 def nsa_cache_seqlens(*, seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k, index_topk, padded_rows):
     """Clip `seqlens_expanded` at `index_topk`, pad it with zeros to `padded_rows` rows, and sum it up.
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._launch import remembered
 
 COPY, TABLE, OFFSET, PAGES = 0, 1, 2, 3  # what stands for a position: itself, its slot, its ragged position, its page's slot
 OWN_ROW, BY_SUMS = 0, 1  # whose row of the table: the token's own, or its request's by cu_seqlens_q
@@ -76,6 +77,7 @@ def _transform_index(page_table, topk_indices, cu_seqlens_q, offsets, result, to
     tl.store(result + target, name.to(tl.int32), mask=(row < rows)[:, None] & (column < topk)[None, :])
 
 
+@remembered
 def transform_index_page_table_decode(*, page_table, topk_indices, result):
     """Fill `result[t, j]` with `page_table[t, topk_indices[t, j]]`, or -1 for a negative index (oracles/topk_transform.py).
 
@@ -91,6 +93,7 @@ def transform_index_page_table_decode(*, page_table, topk_indices, result):
     _launch(TABLE, OWN_ROW, topk_indices, result, rows, rows, page_table=page_table)
 
 
+@remembered
 def transform_index_page_table_prefill(*, page_table, topk_indices, cu_seqlens_q, result, extend_lens_cpu, output_num_tokens,
                                        page_table_is_expanded):
     """The same with the table's row of the token's request, or of the token if `page_table_is_expanded`; then rows of -1.
@@ -129,6 +132,7 @@ def transform_index_page_table_prefill(*, page_table, topk_indices, cu_seqlens_q
             cu_seqlens_q=cu_seqlens_q, requests=requests)
 
 
+@remembered
 def transform_index_ragged(*, topk_indices, topk_indices_offset, result):
     """Fill `result[t, j]` with `topk_indices[t, j] + topk_indices_offset[t]`, or -1 for an index of -1.
 
@@ -145,6 +149,7 @@ def transform_index_ragged(*, topk_indices, topk_indices_offset, result):
     _launch(OFFSET, OWN_ROW, topk_indices, result, rows, rows, offsets=topk_indices_offset)
 
 
+@remembered
 def pad_topk_indices(*, topk_indices, result, num_tokens):
     """Fill `result[:num_tokens]` with `topk_indices` and rows of -1 behind them.
 
@@ -256,6 +261,7 @@ def _fast_topk(score, lengths, row_starts, cu_seqlens_q, table, offsets, out, wi
             written += tl.sum(taken.to(tl.int32), 0)
 
 
+@remembered
 def fast_topk(*, score, lengths, row_starts, indices, topk):
     """Fill each row of `indices` with the positions of its `topk` best keys, relative to its start; -1 behind them.
 
@@ -271,6 +277,7 @@ def fast_topk(*, score, lengths, row_starts, indices, topk):
     _select(COPY, score, lengths, row_starts, "indices", indices, topk)
 
 
+@remembered
 def fast_topk_transform_paged(*, score, lengths, row_starts, page_table, cu_seqlens_q, dst_page_table, topk):
     """`fast_topk` with each position's slot in the table of the row's request. Arguments as there, and
 
@@ -282,11 +289,13 @@ def fast_topk_transform_paged(*, score, lengths, row_starts, page_table, cu_seql
             table=("page_table", page_table))
 
 
+@remembered
 def fast_topk_transform_ragged(*, score, lengths, row_starts, topk_indices_offset, topk_indices_ragged, topk):
     """`fast_topk` with the row's `topk_indices_offset` (int32 [>= rows], any stride) added to each position."""
     _select(OFFSET, score, lengths, row_starts, "topk_indices_ragged", topk_indices_ragged, topk, offsets=topk_indices_offset)
 
 
+@remembered
 def topk_transform_v2(*, score, lengths, real_page_table, page_indices, topk, page_size):
     """`fast_topk` with each position's slot by the row's table of pages (int32 [>= rows, any width], any strides)."""
     checks.positive("page_size", page_size)

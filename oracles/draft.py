@@ -541,6 +541,17 @@ def _outside_columns(first_column: str):
     return broken
 
 
+def _ends_in_last_page(case):
+    """A request table whose last row ends just before the last draft of the last branch, or the last token copied for it."""
+    ends = []
+    for alone in at_the_end(case) if case.paged() else ():
+        (r,) = alone.requests
+        behind = alone.branch_pages(r) * case.page_size - alone.partial(r) + 1  # columns from the last copied token on
+        ends += [replace(alone, table_extra=case.num_steps - behind)]
+        ends += [replace(alone, table_extra=-behind)] if alone.partial(r) else []
+    return tuple(2 * ends)
+
+
 def _pool() -> Arg:
     return _of_batch("req_pool_indices", "row of req_to_token that each request owns")
 
@@ -688,7 +699,7 @@ ASSIGN_DRAFT_CACHE_LOCS = Contract(
              Scalar("page_size", "tokens per page")),
     preconditions=(
         slots_exist("assign_draft_cache_locs: unchecked"),
-        _TOKENS_IN_TABLE,
+        replace(_TOKENS_IN_TABLE, broken=lambda c: (*_outside_columns("seq_len")(c), *_ends_in_last_page(c))),
         Precondition("derived inputs agree",
                      "extend_lens, num_new_pages_per_topk and last_page_lens_cumsum follow from seq_lens",
                      "get_last_loc_large_page_size_large_top_k computes them",

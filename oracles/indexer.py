@@ -592,6 +592,13 @@ PREFIX = Variant("prefix", {
     "left_out": "SGLang up to #23269: keys of this extend only; the indexer adds seq_len - extend_len",
 })
 
+def _negative_last(case: CpZigzagSplit) -> CpZigzagSplit:
+    """The last request's early segment, which lies before every late one, undoes all of these; num_tokens stays right."""
+    least = 2 * case.cp_size * (1 + case.num_tokens())
+    last = replace(case.requests[-1], extend_len=-least)
+    return replace(case, requests=(*case.requests[:-1], last), padding=least, total_len=case.total())
+
+
 CP_ZIGZAG_SPLIT = Contract(
     name="cp_zigzag_split",
     family="indexer",
@@ -623,7 +630,8 @@ CP_ZIGZAG_SPLIT = Contract(
                      lambda c: replace(c, padding=-sum(r.extend_len for r in c.batch), total_len=c.total())
                      if c.batch else None),
         Precondition("lengths are not negative", "extend_seq_lens >= 0", "a tensor has no -1 rows",
-                     lambda c: _negative(replace(c, total_len=c.total()))),
+                     lambda c: (_negative(replace(c, total_len=c.total())), _negative_last(c))
+                     if len(c.requests) > 1 and c.times == 1 else None),
     ),
     capturable=True,
     frozen_by_capture=("bs", "num_tokens", "total_len", "cp_size", "cp_rank"),

@@ -428,8 +428,14 @@ def _negative(case):
     return first_request(case, length=-5)
 
 
+def _in_front(case):
+    """The longest request alone, one column in front of the table's first row, where there is nothing."""
+    longest = max(case.requests, key=lambda r: r.length)
+    return (replace(case, requests=(replace(longest, slot=0, start=-1),), repeat=1),) if longest.length > 0 else ()
+
+
 _STARTS = Precondition("starts are not negative", "kv_start_idx >= 0", "unchecked",
-                       lambda c: first_request(c, start=-2) if c.starts else None)
+                       lambda c: (first_request(c, start=-2), *_in_front(c)) if c.starts and c.requests else None)
 
 
 def slots_exist(source: str) -> Precondition:

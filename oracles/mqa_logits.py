@@ -439,12 +439,13 @@ SCORE_KINDS = ("distinct", "ties", "relu", "clustered", "equal", "zeros", "infin
 @dataclass(frozen=True, repr=False)
 class _ChunkedTopk(_Prefill):
     """index_topk selected keys per row; max_rows rows at a time; `padding` rows of padding in the result; `kind` as in
-    SCORE_KINDS."""
+    SCORE_KINDS; `early`: columns in front of the logits where the first row's keys start."""
 
     index_topk: int = 4
     max_rows: int = 1
     padding: int = 0
     kind: str = "distinct"
+    early: int = 0
 
     def token_nums(self) -> int:
         return len(self.rows) + self.padding
@@ -465,7 +466,7 @@ class _ChunkedTopk(_Prefill):
     def arguments(self) -> dict:
         return {
             "logits": self.logits(),
-            "ks": vector([r.ks for r in self.rows]),
+            "ks": vector([-self.early if self.early and i == 0 else r.ks for i, r in enumerate(self.rows)]),
             "lengths": vector([r.length for r in self.rows], self.spare),
             "topk_result": Output((self.token_nums() + self.spare, self.index_topk + self.spare)),
             "token_nums": self.token_nums(),
@@ -617,9 +618,11 @@ def topk_paged_chunked(*, logits, ks, lengths, page_table_1, token_to_batch_idx,
         topk_result[row, 0:index_topk] = -1
 
 
-def _fewer_keys(case):
+def _outside_logits(case) -> tuple:
+    """Half of the longest row is missing; the first row, of which a key is selected, starts in front of the logits."""
     half = max([r.length for r in case.rows], default=0) // 2
-    return replace(case, key_spare=-half) if half else None
+    fewer = (replace(case, key_spare=-half),) if half else ()
+    return (*fewer, replace(case, early=1, index_topk=1)) if case.rows and case.rows[0].length > 1 else fewer
 
 
 def _narrow_table(case: TopkPagedChunked):
@@ -641,7 +644,7 @@ _TOPK_SCALARS = (
     Scalar("max_rows", "rows to process at a time, at least 1"),
 )
 _INSIDE_LOGITS = Precondition("ranges lie inside the logits", "0 <= ks and ks + lengths <= logits.shape[1]",
-                              "fast_topk: lengths beyond the score's width are unchecked", _fewer_keys)
+                              "fast_topk: lengths beyond the score's width are unchecked", _outside_logits)
 
 TOPK_RAGGED_CHUNKED = Contract(
     name="topk_ragged_chunked",

@@ -183,8 +183,8 @@ def _unknown_slot(case: GatherPageTable) -> tuple[GatherPageTable, ...]:
 
 
 def _no_such_request(case: GatherPageTable) -> tuple[GatherPageTable, ...]:
-    """bs_idx begins with a request behind the batch, or in front of it."""
-    return tuple(replace(case, stray=i) for i in beyond(len(case.batch)) if case.selection and case.chosen())
+    """bs_idx begins with a request behind the batch, behind which there is nothing, or in front of it."""
+    return tuple(replace(case, stray=i, spare=0) for i in beyond(len(case.batch)) if case.selection and case.chosen())
 
 
 def _negative_repeats(case: GatherPageTable) -> GatherPageTable | None:

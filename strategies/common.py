@@ -55,6 +55,17 @@ def crowd(draw, items, least: int = 17) -> tuple:
 
 
 @functools.cache
+def rounded() -> st.SearchStrategy[bool]:
+    """Whether row widths are multiples of 16 bytes, as engines allocate them: kernels may then move as much at once."""
+    return st.sampled_from((False, False, True))
+
+
+def up(width: int) -> int:
+    """What a width of 4-byte cells lacks to be a multiple of 16 bytes."""
+    return -width % 4
+
+
+@functools.cache
 def spare() -> st.SearchStrategy[int]:
     """Capacity that a captured buffer has beyond the batch."""
     return st.sampled_from((0, 1, 0, 3))

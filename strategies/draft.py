@@ -103,13 +103,16 @@ def create_extend_after_decode_spec_info(draw, max_requests: int = 6) -> CreateE
 
 @st.composite
 def assign_draft_cache_locs(draw) -> AssignDraftCacheLocs:
-    """Chains and trees with and without pages; partial last pages, full ones, and batches of only full ones."""
+    """Chains and trees with and without pages; partial last pages, full ones, batches of only full ones, and drafts that fill
+    their last page."""
     frame = draw(_frame(WRITTEN_TABLES))
     num_steps, topk = draw(st.sampled_from(TREES))
     page = draw(st.sampled_from((*DRAFT_PAGE_SIZES, 4, 16)))
     length = lengths(*around(page, 2 * page), most=300)
-    if draw(st.sampled_from((False, False, False, True))):
-        length = st.integers(0, 300 // page).map(lambda n: n * page)
+    last_page = draw(st.sampled_from(("any", "any", "any", "full", "filled")))
+    if last_page != "any":
+        drafts = num_steps if last_page == "filled" else 0
+        length = st.integers(0, 300 // page).map(lambda n: n * page + -drafts % page)
     request = st.builds(Req, slot=any_slot(frame["slots"]), seq_len=length)
     most = 4
     if frame["slots"] == 40 and draw(many(5)):

@@ -16,7 +16,7 @@ EXAMPLES: dict[str, Example] = {
     "decode 128k": Example((Decode((Req(1, 131072), Req(0, 131071), Req(3, 1)), page_size=64),)),
     "decode 256k, page 1": Example((Decode((Req(1, 262144), Req(2, 7)), backends=3),)),
     "decode 1M": Example((Decode((Req(1, 2**20), Req(2, 2**20 - 63)), page_size=64, wide=False),)),
-    "decode one huge row among tiny ones": Example((Decode((Req(1, 2**20), *TINY), page_size=64, slots=80),)),
+    "decode one huge row among tiny ones": Example((Decode((Req(1, 2**18), *TINY), page_size=64, slots=80),)),
     "decode 2^31 cells away": Example((Decode((Req(4095, 4097), Req(2047, 65)), slots=4096, table_extra=2**20), ), FAR),
     "verify 128k": Example((TargetVerify((Req(1, 131072 - 4), Req(3, 65)), page_size=64, draft_tokens=4),)),
     "draft extend 128k": Example((DraftExtend((ExtendReq(1, 131072, 3), ExtendReq(2, 5, 4)), page_size=64),)),

@@ -6,12 +6,13 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from oracles.metadata import Decode, DraftExtend, ExtendReq, Req, TargetVerify
-from strategies.common import any_slot, around, batch_floor, lengths, many, spare
+from strategies.common import any_slot, around, batch_floor, lengths, many, rounded, spare, up
 
 PAGE_SIZES = (1, 64, 2, 16, 32, 128)
 FAR_WIDTH = 2**20
 TABLES = ((4, 0), (4, 1), (5, 7), (9, 130), (4, FAR_WIDTH), (4096, 0), (4096, FAR_WIDTH), (4096, FAR_WIDTH))
 REQUEST_BLOCK = 64  # batches longer than this cross a block of requests in our kernels
+MANY_COLUMNS = 32 * 1024  # more than the columns of one pass of our kernel's programs
 
 
 @st.composite
@@ -56,6 +57,9 @@ def _batch(draw, frame: dict, request: st.SearchStrategy, padding: st.SearchStra
     if draw(many(10)) and batch:
         frame.update(repeat=-(-(REQUEST_BLOCK + 1) // len(batch)), backends=1, max_extra=min(frame["max_extra"], 1))
         batch = tuple(_shortened(r) for r in batch)
+    elif frame["wide"] and batch and draw(many(25)):
+        frame.update(backends=1, table_extra=min(frame["table_extra"], 7))
+        batch = (replace(batch[0], seq_len=MANY_COLUMNS + draw(st.integers(1, 300))), *batch[1:])
     return batch
 
 
@@ -67,12 +71,20 @@ def _shortened(request: Req | ExtendReq) -> Req | ExtendReq:
     return replace(request, seq_len=request.seq_len % 33)
 
 
+def _rounded(draw, case):
+    """The case, now and then with table rows that all begin at multiples of 16 bytes."""
+    if not draw(rounded()):
+        return case
+    case = replace(case, spare=case.spare // 3 * 4, max_extra=case.max_extra + up(case.max_len()))
+    return replace(case, table_extra=case.table_extra + up(case.table_extra))
+
+
 @st.composite
 def decode_metadata(draw, max_requests: int = 4) -> Decode:
     """Ragged decode batches with zero-length requests and padded rows (length 1, stale slot)."""
     frame = draw(_frame())
     request, padding = _request(any_slot(frame["slots"]), _lengths(frame)), _request(any_slot(frame["slots"]), _ONE)
-    return Decode(_batch(draw, frame, request, padding, max_requests), **frame)
+    return _rounded(draw, Decode(_batch(draw, frame, request, padding, max_requests), **frame))
 
 
 @st.composite
@@ -82,7 +94,7 @@ def target_verify_metadata(draw, max_requests: int = 3) -> TargetVerify:
     request, padding = _request(any_slot(frame["slots"]), _lengths(frame)), _request(any_slot(frame["slots"]), _ONE)
     batch = _batch(draw, frame, request, padding, max_requests)
     width = draw(st.sampled_from((1, 2, 3, 4, 2, 3, 5, 8)))
-    return TargetVerify(batch, draft_tokens=width, ctx_lens=draw(st.booleans()), **frame)
+    return _rounded(draw, TargetVerify(batch, draft_tokens=width, ctx_lens=draw(st.booleans()), **frame))
 
 
 @st.composite
@@ -99,7 +111,7 @@ def draft_extend_metadata(draw, max_requests: int = 4) -> DraftExtend:
     request = st.builds(real, any_slot(frame["slots"]), extend, _lengths(frame))
     padding = st.builds(ExtendReq, slot=any_slot(frame["slots"]), seq_len=st.just(1), extend_len=st.just(width))
     batch = _batch(draw, frame, request, padding, max_requests)
-    return DraftExtend(batch, static=static, extend_extra=draw(st.sampled_from((0, 1))), **frame)
+    return _rounded(draw, DraftExtend(batch, static=static, extend_extra=draw(st.sampled_from((0, 1))), **frame))
 
 
 # -- replays on the buffers of a captured case --------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from oracles.metadata_copy import DECODE, DRAFT_EXTEND, TARGET_VERIFY, Backend, MetadataCopy, MetadataCopyMulti
-from strategies.common import around, batch_floor, lengths, many, spare
+from strategies.common import around, batch_floor, lengths, many, rounded, spare, up
 
 PAGE_SIZES = (1, 64, 1, 2, 16, 128, 32)
 PARTS = (3, 40, 5, 132, 1)  # 132: an H200
@@ -52,6 +52,15 @@ def _requests(draw, frame: dict, tokens: st.SearchStrategy[int], most: int) -> t
     return tuple(min(n, 1) for n in requests) if large else requests
 
 
+def _rounded(draw, frame: dict, backends: list[Backend]) -> list[Backend]:
+    """The backends; now and then they and the frame have rows that all begin at multiples of 16 bytes."""
+    if not draw(rounded()):
+        return backends
+    frame.update(width=frame["width"] + up(frame["width"]), more_columns=frame["more_columns"] // 4 * 4,
+                 spare=frame["spare"] // 3 * 4)
+    return [replace(b, columns=b.columns + up(b.columns)) for b in backends]
+
+
 @st.composite
 def fused_metadata_copy(draw, max_requests: int = 4) -> MetadataCopy:
     """Every mode: decode with as many query tokens as requests or another number, verify with one width, ragged extends."""
@@ -65,7 +74,8 @@ def fused_metadata_copy(draw, max_requests: int = 4) -> MetadataCopy:
     requests = _requests(draw, frame, tokens, max_requests)
     other = draw(st.sampled_from((-1, 0, frame["width"] // 2, frame["width"], frame["width"] + 1)))
     expanded = mode != DECODE or draw(st.booleans())
-    return MetadataCopy(requests, forward_mode=mode, other_width=other, expanded=expanded, backend=draw(_backends()), **frame)
+    (backend,) = _rounded(draw, frame, [draw(_backends())])
+    return MetadataCopy(requests, forward_mode=mode, other_width=other, expanded=expanded, backend=backend, **frame)
 
 
 @st.composite
@@ -81,7 +91,7 @@ def fused_metadata_copy_multi(draw, max_requests: int = 4) -> MetadataCopyMulti:
         for feature in draw(st.sampled_from(((), (), ("real",), ("flashmla",), ("real", "flashmla")))):
             lacks = draw(st.lists(st.integers(0, len(backends) - 1), min_size=1, max_size=len(backends) - 1, unique=True))
             backends = [replace(b, **{feature: k not in lacks}) for k, b in enumerate(backends)]
-    return MetadataCopyMulti(requests, backends=tuple(backends), **frame)
+    return MetadataCopyMulti(requests, backends=tuple(_rounded(draw, frame, backends)), **frame)
 
 
 # -- replays on the buffers of a captured case --------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from oracles.page_table import (KINDS, MODES, CuSeqlensQ, ExtendReq, GatherPageTable, MaxSeqLenQ, PageTable1Flattened,
                                 PrefixReq, RealPageTable, Req, TopkIndicesOffset)
-from strategies.common import any_slot, around, batch_floor, crowd, lengths, many, repeats, spare
+from strategies.common import any_slot, around, batch_floor, crowd, lengths, many, repeats, rounded, spare, up
 
 PAGE_SIZES = (64, 1, 2, 16, 32, 128, 3)
 WIDTHS = (1, 2, 3, 4, 5, 8)
@@ -50,6 +50,9 @@ def gather_page_table(draw, max_requests: int = 4) -> GatherPageTable:
         case = replace(case, requests=(first, *batch[1:]), slots=4, table_extra=min(table_extra, 7),
                        draft_tokens=min(case.draft_tokens, 2))
         case = replace(case, requests=tuple(replace(r, slot=r.slot % 4, rows=min(r.rows, 2)) for r in case.requests))
+    if draw(rounded()):
+        case = replace(case, spare=case.spare // 3 * 4, max_extra=case.max_extra + up(case.max_len()))
+        case = replace(case, table_extra=case.table_extra + up(case.table_extra))
     return case
 
 

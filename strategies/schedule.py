@@ -24,11 +24,13 @@ def _lengths(most: int) -> st.SearchStrategy[int]:
 
 @st.composite
 def _batch(draw, most: int, max_rows: int = 6) -> tuple[int, ...]:
-    """Ragged batches, idle ones (all zero), and padded ones (length 1 behind real rows)."""
+    """Ragged batches, idle ones (all zero), padded ones (length 1 behind real rows), and one row alone."""
     batch = draw(st.lists(_lengths(most), min_size=draw(batch_floor()), max_size=max_rows))
-    kind = draw(st.sampled_from(("ragged",) * 8 + ("idle", "padded")))
+    kind = draw(st.sampled_from(("ragged",) * 8 + ("idle", "padded", "alone")))
     if kind == "idle":
         return (0,) * len(batch)
+    if kind == "alone":
+        return tuple(batch[:1])
     return (*batch, *(1,) * draw(st.integers(1, 3))) if kind == "padded" else tuple(batch)
 
 

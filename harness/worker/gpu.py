@@ -6,6 +6,8 @@ Without cuda-bindings, or for compute-sanitizer, blocks are plain allocations wi
 
 import fcntl
 import tempfile
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from .arena import DENSE_LIMIT, differences, image, joined
 
 MARGIN = 1 << 16  # bytes beside a block in its slot that are compared as well
 CANARY = 0xA5
-LATE = 1_000_000  # clock cycles
+PATIENCE = 0.05  # seconds that inputs are late, at most
 HUGE = 2 << 30  # larger plain allocations are not searched for stray bytes
 LARGE = 256 << 20  # calls that map more than this take turns on a GPU
 KINDS = {"CUDA_ERROR_ILLEGAL_ADDRESS": "illegal address", "CUDA_ERROR_MISALIGNED_ADDRESS": "misaligned address",
@@ -31,6 +33,7 @@ class GpuMemory:
         self.counts = {"launches": 0, "compilations": 0}
         self._hooked = False
         self._space = None
+        self._barrier = None
         self._blocks: list = []
         self._windows: list[list[tuple[int, np.ndarray]]] = []
 
@@ -117,8 +120,8 @@ class GpuMemory:
             block.tensor.narrow(0, block.inset, block.size).zero_()
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(LATE)
+        self._barrier = self._barrier or _Barrier()
+        with torch.cuda.stream(stream), self._barrier.before(stream):
             for block, content in zip(staged, contents):
                 block.tensor.copy_(content)
             returned = function()
@@ -150,6 +153,31 @@ class GpuMemory:
                 parts.append(differences(lo, before, after))
             found.append(joined(parts))
         return found
+
+
+class _Barrier:
+    """Holds a stream until the host has issued everything behind it, however slow the host is today; or until its patience
+    ends, because a call that waits for the GPU would wait forever."""
+
+    def __init__(self):
+        self._flag = torch.zeros(1, dtype=torch.int32).pin_memory()
+
+    @contextmanager
+    def before(self, stream: torch.cuda.Stream):
+        from cuda.bindings import driver
+
+        self._flag.zero_()
+        at_least = int(driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ)
+        (status,) = driver.cuStreamWaitValue32(stream.cuda_stream, self._flag.data_ptr(), 1, at_least)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"the GPU cannot hold a stream back: {status.name}")
+        end = threading.Timer(PATIENCE, self._flag.fill_, (1,))
+        end.start()
+        try:
+            yield
+        finally:
+            end.cancel()
+            self._flag.fill_(1)
 
 
 def _used(memory: dict) -> list[list[tuple[int, int]]]:

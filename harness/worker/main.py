@@ -60,7 +60,9 @@ def _preload(config: dict):
     if wrong := wrong_pair(triton.__version__, numpy.__version__):
         raise RuntimeError(f"{wrong} (in {sys.executable})")
     import torch
+    from triton.runtime.jit import mangle_type
 
+    mangle_type(0)  # imports what a first launch does, here once and not in every child
     runner_module = importlib.import_module("plumbline_worker.runner")
     subject_module = importlib.import_module("plumbline_worker.subject")
     subject = subject_module.Subject(config["subject"], Path(config["root"]))

@@ -7,7 +7,7 @@ import sys
 import types
 from pathlib import Path
 
-BUILT_IN = {"kernels": ".", "eager": "eager", "sglang": "sglang"}
+BUILT_IN = {"kernels": ".", "plans": "plans.py", "eager": "eager", "sglang": "sglang"}
 
 
 class SubjectError(Exception):
@@ -17,17 +17,18 @@ class SubjectError(Exception):
 class Subject:
     """The functions of one subject, looked up by contract.
 
-    A built-in subject is a folder with one module per family, and any folder may be one; any other is a Python file or an
-    importable module.
+    A built-in subject is a folder with one module per family, and any folder may be one; any other is a Python file (as
+    `plans` is) or an importable module.
     """
 
     def __init__(self, spec: str, root: Path):
         self.spec = spec
-        self._folder = root / "kernels" / BUILT_IN[spec] if spec in BUILT_IN else Path(spec) if Path(spec).is_dir() else None
+        place = root / "kernels" / BUILT_IN[spec] if spec in BUILT_IN else Path(spec)
+        self._folder = place if place.is_dir() else None
         self._name = f"plumbline_{spec if spec in BUILT_IN else Path(spec).name}"
         self._modules: dict[str, types.ModuleType | None] = {}
         if self._folder is None:
-            self._modules["*"] = _user_module(spec, root)
+            self._modules["*"] = _user_module(str(place) if spec in BUILT_IN else spec, root)
         else:
             _package(self._name, self._folder)
 

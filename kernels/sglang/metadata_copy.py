@@ -14,7 +14,7 @@ import torch
 from . import _upstream
 
 VERSION = _upstream.version()
-BACKENDS = 3
+BACKENDS, DECODE = 3, 0
 LINEAR = ("real_page_table_src", "flashmla_num_splits_src", "flashmla_metadata_src")  # the wrapper makes the rest contiguous
 
 
@@ -36,7 +36,8 @@ class _Build(types.ModuleType):
 
         major, minor = torch.cuda.get_device_capability()
         lines = [f'#include "{self.folder / "csrc" / file}"' for file in cuda_files]
-        lines += [f"TVM_FFI_DLL_EXPORT_TYPED_FUNC({name}, ({code}));" for name, code in cuda_wrappers]
+        exports = [f"TVM_FFI_DLL_EXPORT_TYPED_FUNC({name}, ({code}));" for name, code in cuda_wrappers]
+        lines += ["namespace sglang {", *exports, "}"]  # where newer versions keep their kernels
         return load_inline(
             "_".join(("sglang", *names)), cuda_sources="\n".join(lines), extra_include_paths=[str(self.folder / "include")],
             extra_cuda_cflags=["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-DSGL_CUDA_ARCH={major}{minor}0"])
@@ -69,30 +70,34 @@ MISSING = {name: reason for name in ("fused_metadata_copy", "fused_metadata_copy
 
 
 def supports(case):
-    """What the kernels take for granted: source rows as wide as the copy, destinations without a pitch, three equal backends."""
+    """What the kernels take for granted: destinations without a pitch, like backends."""
     fields, places = case["case"], case["layout"]["places"]
-    if fields["more_columns"]:
-        return "page indices as wide as the copy (docstring: [rows, max_len])"
     for name, place in places.items():
         linear = "_dst" in name or name in LINEAR
         if linear and place["kind"] not in ("contiguous", "offset"):
             return f"a contiguous {name.split('[')[0]}: the kernel indexes it linearly"
-    if "backends" in fields and (len(fields["backends"]) != BACKENDS or len({str(b) for b in fields["backends"]}) != 1):
-        return "three backends with the same buffers"
+    if len({str(b) for b in fields.get("backends", ())}) > 1:
+        return "backends with the same buffers: the pitches of the first count for all"
     return True
 
 
-def _single(**tensors):
+def _single(*, page_indices_src, forward_mode, max_len, max_seqlen_k, **tensors):
+    width = max_len if forward_mode == DECODE else max_seqlen_k
+    tensors |= {"page_indices_src": page_indices_src[:, :width], "forward_mode": forward_mode, "max_len": max_len,
+                "max_seqlen_k": max_seqlen_k}  # docstring: [rows, max_len]
     _KERNELS.fused_metadata_copy_cuda(**{_renamed(name): value for name, value in tensors.items()})
 
 
 def _multi(*, bs, max_len, seqlens_expanded_size, **tensors):
-    arguments = {}
-    for name, value in tensors.items():
-        arguments |= {name: value} if name.endswith("_src") else {f"{name}{b}": value[b] for b in range(BACKENDS)}
-    _KERNELS.fused_metadata_copy_multi_cuda(
-        bs=bs, max_len=max_len, seqlens_expanded_size=seqlens_expanded_size,
-        **{_renamed(name): value for name, value in arguments.items()})
+    """Three backends a launch; where there are fewer, the last one stands in for the others."""
+    count = len(tensors["cache_seqlens_dst"])
+    tensors["page_indices_src"] = tensors["page_indices_src"][:, :max_len]  # docstring: [bs, max_len]
+    for first in range(0, count, BACKENDS):
+        arguments = {"bs": bs, "max_len": max_len, "seqlens_expanded_size": seqlens_expanded_size}
+        for name, value in tensors.items():
+            each = {f"{name}{b}": value[min(first + b, count - 1)] for b in range(BACKENDS)} if isinstance(value, list) else {}
+            arguments |= each or {name: value}
+        _KERNELS.fused_metadata_copy_multi_cuda(**{_renamed(name): value for name, value in arguments.items()})
 
 
 def _renamed(name: str) -> str:

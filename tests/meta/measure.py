@@ -4,6 +4,7 @@ import math
 import os
 from collections import Counter
 
+import pytest
 from hypothesis import event
 
 from harness import casefile, registry
@@ -18,6 +19,12 @@ from strategies import domain
 
 BUDGET = PROFILES["gate"].counted
 PLANTED = Profile("planted", BUDGET, derandomize=True, later_seconds=0.5)
+
+
+def needs(there, what: str) -> None:
+    """Skip aloud, or fail where nothing may be skipped."""
+    if not there:
+        pytest.fail(f"needs {what}") if os.environ.get("PLUMBLINE_NO_SKIPS") else pytest.skip(f"needs {what}")
 
 
 def drawn(strategy, labels, budget: int, wanted=None) -> Counter:

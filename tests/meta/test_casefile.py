@@ -1,6 +1,7 @@
 """Case files: they round-trip, and nothing but data of a known format gets in."""
 
 import json
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from harness import casefile, registry
 from harness.differential import Example
+from harness.generation import each_distinct
 from oracles.seqlens import Req, SeqlensExpand
 from strategies import domain, sessions
 
@@ -19,6 +21,15 @@ def test_every_example_survives_the_file(tmp_path_factory, example):
     path = tmp_path_factory.mktemp("case") / "case.json"
     casefile.write(path, casefile.document(example, example.contract.rules(), "kernels", {"torch": "2"}, None))
     assert casefile.read(path).example == example
+
+
+@pytest.mark.parametrize("name", sorted(CONTRACTS))
+def test_what_supports_is_asked_travels_as_json(name):
+    def visit(example):
+        (call,) = casefile.encode_calls(example)
+        assert set(json.loads(json.dumps(call))["case"]) == {f.name for f in fields(example.steps[0])}
+
+    each_distinct(domain.of(CONTRACTS[name]), 3, visit)
 
 
 @given(sessions.replays(CONTRACTS["draft_extend_metadata"]))

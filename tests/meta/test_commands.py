@@ -219,7 +219,7 @@ def test_wrong_options_are_refused(option, says, pytestconfig):
     plugins = pytestconfig.pluginmanager.get_plugins()
     (doorway,) = (p for p in plugins if getattr(p, "__file__", "") == str(ROOT / "conftest.py"))
     name, value = option.removeprefix("--").split("=", 1)
-    options = Namespace(**{"profile": "quick", "device": "cpu", "require_gpu": False, "variant": [],
+    options = Namespace(**{"profile": "quick", "device": "cpu", "require_gpu": False, "overflow": False, "variant": [],
                            name: [value] if name == "variant" else value})
     with pytest.raises(pytest.UsageError, match=says):
         doorway.pytest_configure(Namespace(option=options, stash={}))

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from bench import __main__ as bench
 from ci import released, sanitizer
 from harness import gate, mutate, replay
+from harness.fleet import main as campaigns
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/tutorial.md", "docs/howto.md", "docs/reference.md", "docs/ci.md", "docs/explanation.md",
-         "docs/mutation.md", "CONTRIBUTING.md")
+         "docs/mutation.md", "docs/campaigns.md", "CONTRIBUTING.md")
 FENCE = re.compile(r"^```(\S+)[ ]?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PARSERS = {"ci/gate": gate.arguments, "ci/replay": replay.arguments, "ci/sanitize": sanitizer.arguments,
-           "ci/releases": released.arguments, "ci/mutate": mutate.arguments}
+           "ci/releases": released.arguments, "ci/mutate": mutate.arguments, "ci/campaign": campaigns.arguments,
+           "ci/bench": bench.arguments}
 
 
 def blocks(page: str):
@@ -118,6 +121,6 @@ def test_links_lead_somewhere(page):
 
 def test_every_option_is_in_the_reference():
     text = (ROOT / "docs" / "reference.md").read_text()
-    for parser in (gate.arguments(), replay.arguments()):
+    for parser in (gate.arguments(), replay.arguments(), campaigns.arguments()):
         options = {o for action in parser._actions for o in action.option_strings} - {"-h", "--help"}
         assert not [o for o in options if f"`{o}" not in text and f"`{o.lstrip('-')}" not in text]

@@ -2,6 +2,7 @@
 
 import importlib
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from harness import checks, hashing, lanes, layout, messages, registry
 from harness.campaign import PROFILES
 from harness.contract import Role, tensors_of
 from harness.differential import Example, expect
-from harness.generation import fresh_examples
+from harness.generation import fresh_examples, shrinking_for
 from harness.layout import Layout, Place
 from harness.states import Cells, Judge, State, one_of, same_multiset, within
 from harness.tensors import Output, table, vector
@@ -66,6 +67,22 @@ def test_an_input_on_the_memory_of_an_output_may_show_its_writes():
         placed = layout.place(case.contract, case.arguments(), Layout(aliases=aliases), seed=3, run=0)
         found = checks.inputs(placed, layout.observe(placed, []), written=["seq_lens"], moved=[])
         assert [f.buffer for f in found] == checked
+
+
+def test_shrinking_ends_when_its_time_is_up():
+    def seconds(limit: float) -> float:
+        @settings(phases=[Phase.generate, Phase.shrink], derandomize=True, deadline=None, database=None)
+        @given(st.lists(st.integers(0, 2**40), min_size=30))
+        def slow(values):
+            time.sleep(0.005)
+            assert sum(values) < 2**42
+
+        start = time.monotonic()
+        with shrinking_for(limit), pytest.raises(AssertionError):
+            slow()
+        return time.monotonic() - start
+
+    assert seconds(0.1) < seconds(1.0) / 2
 
 
 # -- layouts ------------------------------------------------------------------------------------------------------------

@@ -90,6 +90,14 @@ def test_out_of_time(pretended, capsys):
     assert "took more than 0 s" in capsys.readouterr().out
 
 
+def test_a_tool_for_shared_memory_gets_no_far_table(pretended, monkeypatch, capsys):
+    monkeypatch.setattr(sanitize, "NOT_FAR", ("initcheck",))
+    assert pretended("--only", "decode 2^31") == 2
+    assert "none of the 0 cases" in capsys.readouterr().out
+    assert sanitize.size(sanitize.EXAMPLES["decode 128k"]) < sanitize.FAR < sanitize.size(
+        sanitize.EXAMPLES["decode 2^31 cells away"])
+
+
 def test_clean_cases_and_a_finding_that_names_its_case(pretended, monkeypatch, tmp_path, capsys):
     assert pretended("--only", "seqlens") == 0
     monkeypatch.setattr(Pretended, "says", {**SEEN, "nsa_cache_seqlens": ["Uninitialized __global__ memory read of size 4"]})

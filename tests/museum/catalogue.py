@@ -168,7 +168,7 @@ B169 | mla_block_table | inside | states block_table
 
 # Bugs between streams: judged on a GPU only.
 GPU_ONLY = _read("""
-B062 | cu_seqlens | inside | states cu_seqlens
+B062 | cu_seqlens | inside | interference cu_seqlens
 B104 | cp_round_robin_split | inside | states split
 """)
 
