@@ -86,6 +86,9 @@ def outside(session, subject: str, transform: str, strategy, record_property) ->
     if not worker.describe[transform]["provided"]:
         _record(record_property, Row(subject, transform, "outside", NOT_PROVIDED))
         return
+    if not worker.describe[transform]["selective"] and not any(p.broken for p in contract.preconditions):
+        _record(record_property, Row(subject, transform, "outside", UNCHECKED))  # there is nothing outside to try
+        return
     profile = replace(session.profile, counted=session.profile.counted // 4, shrink_seconds=15.0)
     rules = session.rules(subject, transform)
     outcome = OutsideCampaign(contract, worker, rules, strategy, profile, lane="outside").run()

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from harness import checks, hashing, layout, messages, registry
+from harness import checks, hashing, lanes, layout, messages, registry
+from harness.campaign import PROFILES
 from harness.contract import Role, tensors_of
 from harness.differential import Example, expect
 from harness.generation import fresh_examples, shrinking_for
@@ -235,3 +236,21 @@ def test_fresh_examples_are_several_times_as_many_as_hypothesis_alone_gives():
     with fresh_examples():
         assert distinct() > alone
     assert distinct() == alone
+
+
+def test_nothing_is_drawn_outside_a_contract_that_has_no_precondition_to_break():
+    class Session:
+        profile, rules = PROFILES["quick"], staticmethod(lambda subject, name: {})
+
+        class worker:
+            describe = {"cu_seqlens": {"provided": True, "selective": False}, "seqlens_expand": {"provided": True,
+                                                                                                "selective": False}}
+
+            def __init__(self, subject):
+                pass
+
+    rows = []
+    lanes.outside(Session(), "kernels", "cu_seqlens", None, lambda name, row: rows.append(row))
+    assert len(rows) == 1 and "UNCHECKED" in rows[0]
+    with pytest.raises(AttributeError):  # one that has some starts a campaign, which needs more than this worker has
+        lanes.outside(Session(), "kernels", "seqlens_expand", None, lambda name, row: rows.append(row))

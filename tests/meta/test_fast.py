@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import differential, registry
-from harness.client import Fault, StandIn, Worker, WorkerOptions
+from harness.client import Fault, StandIn, UsageError, Worker, WorkerOptions
 from harness.contract import Kind
 from harness.generation import each_distinct
 from strategies import domain
@@ -97,3 +97,19 @@ def test_faults_of_a_family_are_seen_alike(file, workers):
     rows = next(getattr(module, name) for name in ("FAULTS", "FOUND", "FOUND_BY_SEARCH") if hasattr(module, name))
     for fault, transform, *_ in rows if LONG else rows[-1:]:
         same(faulty(workers, f"{file}.py", fault), transform, 20 if LONG else 1)
+
+
+def test_calls_that_look_alike_are_told_apart(workers):
+    same(faulty(workers, "fast_traps.py", "alike"), "cu_seqlens", 12)
+
+
+def test_a_difference_between_the_two_forms_is_seen(workers):
+    with pytest.raises((AssertionError, ExceptionGroup)) as caught:  # Hypothesis groups the failures of several examples
+        same(faulty(workers, "fast_traps.py", "different"), "cu_seqlens", 2)
+    failures = getattr(caught.value, "exceptions", [caught.value])
+    assert all(type(f) is AssertionError for f in failures), failures
+
+
+def test_an_unknown_form_is_an_error_of_use():
+    with pytest.raises(UsageError, match="PLUMBLINE_INTERPRETER=slow: known are fast, stock"):
+        WorkerOptions(interpreter="slow")
