@@ -81,7 +81,7 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
     clipped_before = tl.zeros((), tl.int64)
     last = request
     if MODE != 2:
-        rows_before += request if MODE == 0 else request * draft_tokens
+        rows_before += request * draft_tokens
         last = tl.where(part == 0, request, 0)
     for start in range(0, last, BLOCK_REQUESTS):
         j = start + tl.arange(0, BLOCK_REQUESTS)

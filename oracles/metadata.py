@@ -515,7 +515,7 @@ DRAFT_EXTEND_METADATA = Contract(
                      lambda c: replace(c, extend_extra=-1) if c.max_extend_len() >= 2 else None),
         Precondition("total_len is the sum", "total_len == sum(extend_seq_lens)",
                      "fused_dsa_draft_extend_metadata: rows past total_len are masked",
-                     lambda c: replace(c, total_len=c.rows() - 1) if c.rows() >= 2 else None),
+                     lambda c: replace(c, total_len=c.rows() - 1, spare=0, row_spare=-1) if c.rows() >= 2 else None),
     ),
     capturable=True,
     frozen_by_capture=(*_FROZEN, "total_len", "max_extend_len"),

@@ -12,7 +12,7 @@ PAGE_SIZES = (1, 64, 2, 16, 32, 128)
 FAR_WIDTH = 2**20
 TABLES = ((4, 0), (4, 1), (5, 7), (9, 130), (4, FAR_WIDTH), (4096, 0), (4096, FAR_WIDTH), (4096, FAR_WIDTH))
 REQUEST_BLOCK = 64  # batches longer than this cross a block of requests in our kernels
-MANY_COLUMNS = 32 * 1024  # more than the columns of one pass of our kernel's programs
+MANY_REQUESTS, MANY_COLUMNS = 33, 32 * 1024  # more than one pass of our kernel's programs takes
 
 
 @st.composite
@@ -59,7 +59,8 @@ def _batch(draw, frame: dict, request: st.SearchStrategy, padding: st.SearchStra
         batch = tuple(_shortened(r) for r in batch)
     elif frame["wide"] and batch and draw(many(25)):
         frame.update(backends=1, table_extra=min(frame["table_extra"], 7))
-        batch = (replace(batch[0], seq_len=MANY_COLUMNS + draw(st.integers(1, 300))), *batch[1:])
+        others = (*batch[1:], *[_shortened(batch[0])] * (MANY_REQUESTS - len(batch)))
+        batch = (replace(batch[0], seq_len=MANY_COLUMNS + draw(st.integers(1, 300))), *others)
     return batch
 
 
