@@ -9,6 +9,9 @@ from harness.client import StandIn, Worker, WorkerOptions
 
 HERE = Path(__file__).parent
 
+# Programs that tests start in a process of their own: importing one sets that process up.
+collect_ignore = ["compile_kernels.py", "plan_uses.py"]
+
 
 @pytest.fixture(scope="session")
 def faulty_workers():
