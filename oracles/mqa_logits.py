@@ -430,10 +430,12 @@ def _scores(kind: str, raw: np.ndarray) -> np.ndarray:
         return np.array([0.0, -0.0, 2.0**-140, -(2.0**-140)])[raw % np.uint64(4)]
     if kind == "infinite":
         return np.array([-np.inf, -1.0, 0.0, 2.0, np.inf])[raw % np.uint64(5)]
+    if kind == "rising":  # the newest keys are the best
+        return np.broadcast_to(np.arange(raw.shape[-1], dtype=np.float64), raw.shape)
     return ((raw >> np.uint64(40)).astype(np.float64) - 2**23) / 4096
 
 
-SCORE_KINDS = ("distinct", "ties", "relu", "clustered", "equal", "zeros", "infinite")
+SCORE_KINDS = ("distinct", "ties", "relu", "clustered", "equal", "zeros", "infinite", "rising")
 
 
 @dataclass(frozen=True, repr=False)

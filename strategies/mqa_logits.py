@@ -93,12 +93,14 @@ def _chunked(draw, most: int) -> dict:
     topk = draw(st.sampled_from((4, 1, 5, 8, 16, 64)))
     edges = around(topk, 2 * topk)
     batch = tuple(draw(st.lists(requests(*edges, most=90), min_size=draw(batch_floor()), max_size=most)))
+    kind = draw(st.sampled_from(("distinct", *SCORE_KINDS)))
     if draw(many(12)):
-        batch = (*batch[:1], Req(draw(st.integers(1, 2)), draw(st.sampled_from((1025, 1500, 2049, 2400)))))
+        batch = (*batch[:1], Req(draw(st.integers(1, 2)), draw(st.sampled_from((257, 1025, 1500, 2049, 2400)))))
+        kind = draw(st.sampled_from((kind, "rising")))  # a block of one key shows only if that key is selected
     rows = sum(r.extend_len for r in batch)
     sizes = sorted({1, 2, max(rows - 1, 1), max(rows, 1), rows + 1, 1000})
     return dict(requests=batch, index_topk=topk, max_rows=draw(st.sampled_from(sizes)),
-                padding=draw(st.sampled_from((0, 1, 3))), kind=draw(st.sampled_from(("distinct", *SCORE_KINDS))),
+                padding=draw(st.sampled_from((0, 1, 3))), kind=kind,
                 key_spare=draw(st.sampled_from((0, 1, 6))), spare=draw(spare()), content=draw(st.integers(0, 255)))
 
 
