@@ -22,7 +22,8 @@ PLANTED = Profile("planted", BUDGET, derandomize=True, later_seconds=0.5)
 
 
 def needs(there, what: str) -> None:
-    """Skip aloud, or fail where nothing may be skipped."""
+    """Skip aloud, or fail where nothing may be skipped: only tools that a plain user has no use for (a browser, a linter, a
+    plotter, Ray, Redis) may be missing at all, and `.ci/run` has them all."""
     if not there:
         pytest.fail(f"needs {what}") if os.environ.get("PLUMBLINE_NO_SKIPS") else pytest.skip(f"needs {what}")
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ from bench import render, rows, sizes
 from harness import registry
 from harness.client import ROOT
 from harness.contract import Kind
+from measure import needs
 
 SMALL = sizes.Size(8, 8 << 10)
 
@@ -107,9 +107,7 @@ def test_the_page_says_where_eager_is_faster():
 
 
 def test_the_plots_are_drawn_beside_the_page(tmp_path):
-    if importlib.util.find_spec("matplotlib") is None:
-        why = "no matplotlib (the extra `bench`)"
-        pytest.fail(why) if os.environ.get("PLUMBLINE_NO_SKIPS") else pytest.skip(why)
+    needs(importlib.util.find_spec("matplotlib"), "matplotlib: pip install matplotlib (the extra 'bench')")
     measured = tmp_path / "bench.json"
     measured.write_text(json.dumps(results()))
     assert bench.main(["--render", str(measured), "--docs", str(tmp_path)]) == 0

@@ -18,6 +18,7 @@ from harness.progress import Count
 from harness.report import Run
 from harness.results import Result, bucketed
 from harness.verdicts import Row
+from measure import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 VOID = {"meta", "br", "link", "img", "rect", "hr"}
@@ -195,9 +196,7 @@ def test_ctrl_c_leaves_a_valid_partial_report(tmp_path):
 @pytest.fixture
 def chromium():
     """A real browser; where there is none the test is skipped aloud, or fails where nothing may be skipped."""
-    if not CHROMIUM:
-        why = "needs chromium: apt-get install chromium"
-        pytest.fail(why) if os.environ.get("PLUMBLINE_NO_SKIPS") else pytest.skip(why)
+    needs(CHROMIUM, "chromium: apt-get install chromium")
     return CHROMIUM
 
 
