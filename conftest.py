@@ -65,7 +65,7 @@ def pytest_configure(config):
         config.option.device = "cuda"
     config.option.device = devices.resolve(config.option.device)
     if config.option.overflow and config.option.device != "cuda":
-        raise pytest.UsageError("--overflow: Triton's checks of integer overflow are compiled in, and no GPU is in use here")
+        raise pytest.UsageError(devices.NO_OVERFLOW)
     for text in config.option.variant:
         _variant(text)
     if not hasattr(config, "workerinput"):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from functools import lru_cache
 
+NO_OVERFLOW = "--overflow: Triton's checks of integer overflow are compiled in, and no GPU is in use here"
 WORKERS_PER_GPU = 8  # forked workers hold a context of their own, about half a GiB each
 
 

@@ -89,7 +89,7 @@ def _impossible(options) -> str:
     if (options.require_gpu or options.device == "cuda") and not devices.gpus():
         return f"{'--require-gpu' if options.require_gpu else '--device cuda'}: no GPU is visible here (nvidia-smi lists none)"
     if options.overflow and devices.resolve(options.device) != "cuda":
-        return "--overflow: Triton's checks of integer overflow are compiled in, and no GPU is in use here"
+        return devices.NO_OVERFLOW
     for subject in options.subject:
         try:
             Worker(WorkerOptions(subject, devices.resolve(options.device), options.subject_python or sys.executable,
