@@ -9,15 +9,14 @@ import json
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,38 +26,11 @@ from harness.differential import check
 from harness.findings import CheckOptions
 from harness.sanitized import ENVIRONMENT, CannotRun, find_tool, told, under
 from tests.museum import catalogue, plain, run
+from tests.museum.comparison import TOOLS, Column, merged, page, save, summary
 
 PAGE = ROOT / "docs" / "comparison.md"
 PLAIN = str(run.HERE / "plain.py")
-TOOLS = {"suite": "the suite", "redzones": "red zones only", "equal": "ordinary test", "viz": "triton-viz 3.0",
-         "memcheck": "memcheck", "initcheck": "initcheck"}
-LATE = plain.LATE
 FOR_KERNELS = ("viz", *plain.ON_A_GPU)  # these look at Triton kernels; most exhibits are PyTorch
-WORDS = """\
-The same bugs, strategies and examples for every column (seed 0, up to {budget} counted examples; {limit:.0f} s for what is not
-the suite): examples and seconds to the first sign of the bug; empty: not seen.
-
-- *The suite*: a finding of the kind that the [museum](museum.md) declares.
-- *Red zones only*: canaries around and between rows. A call that dies of our guard pages does not count.
-- *Ordinary test*: contiguous tensors, zeroed outputs, what must be written compared by `torch.equal`; each call of a session on
-  tensors of its own; no tensor of more than 2^24 cells. It has the suite's strategies and oracles, which is most of what finds
-  bugs.
-- *triton-viz*: its sanitizer over the same calls, results not compared. It and the next two look at Triton kernels, so exhibits
-  in PyTorch or plain Python are n/a.
-- *memcheck*, *initcheck*: compute-sanitizer on a GPU, every tensor an allocation of its own, 2 KiB of padding (memcheck), only
-  live cells initialised (initcheck), no tensor of more than 6 GiB; kernel compilation is not counted.
-
-Anything raised counts as a sign, as it does in a test. A sign that the clean twin shows as well is none: *also in the clean
-twin* is a false alarm, *cannot run it* something that the tool does not have.
-"""
-
-
-@dataclass
-class Column:
-    """What one way of testing makes of the exhibits: by id, whether it was seen, how, after what; and where it ran."""
-
-    on: str = ""
-    rows: dict[str, dict] = field(default_factory=dict)
 
 
 # -- our own checks -------------------------------------------------------------------------------------------------------
@@ -120,11 +92,17 @@ def sanitized(tool: str, ids: list[str], column: Column, command: str, jobs: int
     """A process under compute-sanitizer per function: a memory fault ends it, and what it wrote belongs to that function."""
     versions = subprocess.run([command, "--version"], capture_output=True, text=True).stdout.split()
     column.on = f"{_machine()}, compute-sanitizer {versions[-1] if versions else '?'}, {jobs} processes"
+    failed = []
     with ThreadPoolExecutor(jobs) as pool:
-        hunts = {name: pool.submit(plain.with_twin, name, lambda *what: _one(tool, command, *what)) for name in ids}
-        for name, hunted in hunts.items():
-            column.rows[name] = hunted.result()
+        hunts = {pool.submit(plain.with_twin, name, lambda *what: _one(tool, command, *what)): name for name in ids}
+        for hunted in as_completed(hunts):
+            try:
+                column.rows[hunts[hunted]] = hunted.result()
+            except RuntimeError as error:
+                failed.append(f"{hunts[hunted]}: {str(error).splitlines()[-1]}")
             yield
+    if failed:
+        raise CannotRun(f"{tool} has no result for {len(failed)}: {'; '.join(failed)}")
     if not any(row["seen"] for row in column.rows.values()):
         raise CannotRun(f"{tool} saw nothing at all; this column proves nothing")
 
@@ -151,79 +129,13 @@ def _machine() -> str:
     return ", ".join([*name.splitlines()[:1], *(f"{p} {version(p)}" for p in ("torch", "triton"))])
 
 
-# -- the page -------------------------------------------------------------------------------------------------------------
-
-
-def page(columns: dict[str, Column]) -> str:
-    """The tables as Markdown."""
-    bugs, tools = catalogue.bugs(), [tool for tool in TOOLS if tool in columns]
-    ids = sorted({name for c in columns.values() for name in c.rows})
-    lines = ["# The museum under other ways of testing", "",
-             "Written by `python -m tests.museum.compare --write`; do not edit.",
-             WORDS.format(budget=run.BUDGET, limit=plain.LIMIT),
-             "| column | seen | of | false alarms | cannot run | hangs, out of time | median seconds | on |",
-             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
-    lines += [_summary(tool, columns[tool]) for tool in tools]
-    lines += ["", "| id | bug | " + " | ".join(TOOLS[t] for t in tools) + " |", "| --- | --- |" + " ---: |" * len(tools)]
-    for name in ids:
-        cells = [cell(columns[t].rows[name]) if name in columns[t].rows else "n/a" for t in tools]
-        lines.append(f"| {name} | {bugs[name].title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _summary(tool: str, column: Column) -> str:
-    rows = column.rows.values()
-    found = [r["seconds"] for r in rows if r["seen"] and not r["twin"]]
-    unable = sum(r["seen"] and _unable(r["twin"]) for r in rows)
-    alarms = sum(r["seen"] and bool(r["twin"]) for r in rows) - unable
-    late = sum(r["how"] in ("hang", LATE) for r in rows)
-    median = f"{statistics.median(found):.2f}" if found else ""
-    return f"| {TOOLS[tool]} | {len(found)} | {len(rows)} | {alarms} | {unable} | {late} | {median} | {column.on} |"
-
-
-def _unable(how: str) -> bool:
-    """Whether a sign is an exception; in the clean twin that is no verdict of a tool, but something that it cannot do."""
-    return how.isidentifier() and how.endswith("Error")
-
-
-def cell(row: dict) -> str:
-    """What one way made of one exhibit."""
-    if not row["seen"]:
-        return LATE if row["how"] == LATE else ""
-    if row["twin"]:
-        return f"cannot run it ({row['twin']})" if _unable(row["twin"]) else "also in the clean twin"
-    how = f" ({row['how']})" if row["how"] in ("hang", "crash") or _unable(row["how"]) else ""
-    return f"{row['examples']}, {row['seconds']:.2f} s{how}"
-
-
 # -- the command ----------------------------------------------------------------------------------------------------------
-
-
-def read(path: Path) -> dict[str, Column]:
-    """The columns of a file that an earlier run wrote."""
-    return {tool: Column(**column) for tool, column in json.loads(path.read_text()).items()}
-
-
-def save(path: Path, columns: dict[str, Column]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({tool: asdict(column) for tool, column in columns.items()}, indent=1) + "\n")
-
-
-def merged(files: list[Path]) -> dict[str, Column]:
-    """Rows of all files; of one exhibit in one column, the last."""
-    columns: dict[str, Column] = {}
-    for path in files:
-        for tool, column in read(path).items():
-            into = columns.setdefault(tool, Column())
-            into.on = column.on
-            into.rows.update(column.rows)
-    return columns
 
 
 def measure(tool: str, ids: list[str], column: Column, options: argparse.Namespace) -> Iterator[None]:
     """Fill a column, a row at a time."""
     if tool in FOR_KERNELS:
-        ids = [name for name in ids if plain.launches(name)]
+        ids = [name for name in ids if name in kernels()]
     if tool in plain.ON_A_GPU:
         return sanitized(tool, ids, column, find_tool(), options.jobs)
     if tool in ("suite", "redzones"):
@@ -231,10 +143,15 @@ def measure(tool: str, ids: list[str], column: Column, options: argparse.Namespa
     return others(tool, ids, column, shlex.split(options.viz) if tool == "viz" else [sys.executable])
 
 
+@cache
+def kernels() -> set[str]:
+    """The exhibits that launch Triton kernels."""
+    return set(subprocess.run([sys.executable, PLAIN, "kernels"], check=True, capture_output=True, text=True).stdout.split())
+
+
 def missing(columns: dict[str, Column]) -> list[str]:
     """The columns that lack exhibits, and how many."""
-    kernels = set(filter(plain.launches, catalogue.EXHIBITS))
-    wanted = {tool: kernels if tool in FOR_KERNELS else set(catalogue.EXHIBITS) for tool in columns}
+    wanted = {tool: kernels() if tool in FOR_KERNELS else set(catalogue.EXHIBITS) for tool in columns}
     return [f"{tool} lacks {len(wanted[tool] - set(c.rows))}" for tool, c in columns.items() if wanted[tool] - set(c.rows)]
 
 
@@ -277,10 +194,11 @@ def main(given: list[str] | None = None) -> int:
             columns.setdefault(tool, Column())
             for _ in measure(tool, options.ids or list(catalogue.EXHIBITS), columns[tool], options):
                 save(options.out, columns)
-            print(_summary(tool, columns[tool]), flush=True)
+            print(summary(tool, columns[tool]), flush=True)
         save(options.out, columns)
-        if options.write and missing(columns):
-            raise UsageError(f"--write needs whole columns: {', '.join(missing(columns))} of the exhibits")
+        lacks = missing({"suite": Column(), **columns}) if options.write else []
+        if lacks:
+            raise UsageError(f"--write needs whole columns: {', '.join(lacks)} of the exhibits")
     except (CannotRun, UsageError) as error:
         print(f"compare: {error}")
         return 2

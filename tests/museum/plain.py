@@ -5,6 +5,8 @@
     compute-sanitizer --tool memcheck --log-file FOLDER/log-%p python tests/museum/plain.py memcheck B011 200 FOLDER
                                                   one function on a GPU, up to 200 examples, results not compared
 
+    python tests/museum/plain.py kernels          no test: which exhibits launch Triton kernels
+
 The strategies are the gate's own, which is more than such tests have. The first two print a line of JSON per exhibit: whether
 it was seen, after how many examples and seconds, and whether the same was said of its clean twin. `compare.py` runs them all.
 """
@@ -21,10 +23,11 @@ from types import CodeType, FunctionType
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE), str(ROOT / "kernels"), str(ROOT)]
 ON_A_GPU = ("memcheck", "initcheck")
-if __name__ == "__main__" and sys.argv[1:2] == ["equal"]:
-    os.environ["TRITON_INTERPRET"] = "1"
+if __name__ == "__main__":
+    sys.path[:0] = [str(HERE), str(ROOT / "kernels"), str(ROOT)]
+    if sys.argv[1:2] == ["equal"]:
+        os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -248,6 +251,8 @@ def with_twin(name: str, hunted) -> dict:
 def main(tool: str, *given: str) -> None:
     if tool in ON_A_GPU:
         return on_a_gpu(tool, *given)
+    if tool == "kernels":
+        return print(*filter(launches, EXHIBITS))
     print(json.dumps({"on": f"torch {torch.__version__}, Triton {triton.__version__}"}), flush=True)
     for name in given or EXHIBITS:
         print(json.dumps({"id": name, **with_twin(name, lambda *what: isolated(*what, tool))}), flush=True)
