@@ -46,10 +46,13 @@ def ours(tool: str, ids: list[str], column: Column) -> Iterator[None]:
 
 
 def _hunt(room: run.Room, tool: str, exhibit, function: str, counted: int) -> dict:
-    stand, tried, started, found = StandIn(room.worker, function), 0, time.monotonic(), []
+    stand, tried, started, found, how = StandIn(room.worker, function), 0, time.monotonic(), [], ""
 
     def visit(example) -> None:
-        nonlocal tried
+        nonlocal tried, how
+        if tool == "redzones" and time.monotonic() - started > plain.LIMIT:
+            how = plain.LATE
+            raise run.Over
         tried += 1
         if tool == "redzones":
             if exhibit.lane != "inside":
@@ -67,8 +70,7 @@ def _hunt(room: run.Room, tool: str, exhibit, function: str, counted: int) -> di
         run.search(exhibit, run.budget(exhibit, counted), 0, visit)
     except run.Over:
         pass
-    how = " ".join(found[0].kind) if found else ""
-    return {"seen": bool(found), "how": how, "examples": tried, "seconds": time.monotonic() - started}
+    return {"seen": bool(found), "how": " ".join(found[0].kind) if found else how, "examples": tried, "seconds": time.monotonic() - started}
 
 
 # -- others ---------------------------------------------------------------------------------------------------------------

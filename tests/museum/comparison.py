@@ -18,9 +18,9 @@ the suite): examples and seconds to the first sign of the bug; empty: not seen.
 
 - *The suite*: a finding of the kind that the [museum](museum.md) declares.
 - *Red zones only*: canaries around and between rows. A call that dies of our guard pages does not count.
-- *Ordinary test*: contiguous tensors, zeroed outputs, what must be written compared by `torch.equal`; each call of a session on
-  tensors of its own; no tensor of more than 2^24 cells. It has the suite's strategies and oracles, which is most of what finds
-  bugs.
+- *Ordinary test*: contiguous tensors of the contract's first dtype, zeroed outputs, what must be written compared by
+  `torch.equal`; each call of a session on tensors of its own; no tensor of more than 2^24 cells. It has the suite's strategies
+  and oracles, which is most of what finds bugs. Crashes are Triton's interpreter reading or writing what is not there.
 - *triton-viz*: its sanitizer over the same calls, results not compared. It and the next two look at Triton kernels, so exhibits
   in PyTorch or plain Python are n/a.
 - *memcheck*, *initcheck*: compute-sanitizer on a GPU, every tensor an allocation of its own, 2 KiB of padding (memcheck), only
