@@ -32,7 +32,7 @@ class GpuMemory:
         self.guards = guards
         self.counts = {"launches": 0, "compilations": 0}
         self._hooked = False
-        self._space = None
+        self._space = self._probe = None
         self._barrier = None
         self._blocks: list = []
         self._windows: list[list[tuple[int, np.ndarray]]] = []
@@ -41,7 +41,7 @@ class GpuMemory:
         """Fresh blocks with the given contents."""
         if self._space is None:
             torch.cuda.init()
-            torch.zeros(1, device="cuda")
+            self._probe = torch.zeros(1, device="cuda")
             self._space = GuardPages() if self.guards == "guard pages" else PlainAllocations()
         self._space.release(self._blocks)
         self._windows = [[] for _ in memory["blocks"]]
@@ -136,6 +136,14 @@ class GpuMemory:
         if status == driver.CUresult.CUDA_SUCCESS:
             return ""
         return {"kind": KINDS.get(status.name, status.name), "detail": f"{status.name} on the GPU"}
+
+    def unread_error(self) -> RuntimeError | None:
+        """The error of a launch that the call did not look at. CUDA would tell it to whoever looks next."""
+        try:
+            self._probe.fill_(0)
+        except RuntimeError as error:
+            return RuntimeError(f"the call left an error behind that it did not look at: {str(error).splitlines()[0]}")
+        return None
 
     def findings(self) -> list[dict]:
         """Findings of this tier are faults."""

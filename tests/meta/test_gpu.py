@@ -69,6 +69,12 @@ def test_what_capture_froze_shows_only_when_a_session_replays_the_graph(worker):
     assert check(TWO, StandIn(worker, "honest"), {}) == []
 
 
+def test_an_error_that_nobody_looked_at_is_laid_at_its_own_door(worker):
+    found = check(ONE, StandIn(worker, "leaves_an_error"), {})
+    assert [f.check for f in found] == ["raised"] and "invalid argument" in found[0].sentence
+    assert check(ONE, StandIn(worker, "honest"), {}) == []
+
+
 def test_a_call_that_waits_for_the_gpu_cannot_be_captured(worker):
     found = check(ONE, StandIn(worker, "waits_for_the_gpu"), {})
     assert [f.check for f in found] == ["raised"] and "captur" in found[0].sentence
