@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 from harness import devices
@@ -39,7 +38,7 @@ FOR_KERNELS = ("viz", *plain.ON_A_GPU)  # these look at Triton kernels; most exh
 def ours(tool: str, ids: list[str], column: Column) -> Iterator[None]:
     """All checks, of which only findings of the declared kind count; or nothing but the bytes that belong to no tensor."""
     room = run.Room()
-    column.on = f"{os.cpu_count()} cores, torch {room.worker.versions['torch']}, Triton {room.worker.versions['triton']}"
+    column.on = f"{os.cpu_count()} cores, {plain.ON}"
     for name in ids:
         column.rows[name] = plain.with_twin(name, lambda *what: _hunt(room, tool, catalogue.EXHIBITS[name], *what))
         yield
@@ -70,7 +69,8 @@ def _hunt(room: run.Room, tool: str, exhibit, function: str, counted: int) -> di
         run.search(exhibit, run.budget(exhibit, counted), 0, visit)
     except run.Over:
         pass
-    return {"seen": bool(found), "how": " ".join(found[0].kind) if found else how, "examples": tried, "seconds": time.monotonic() - started}
+    how = " ".join(found[0].kind) if found else how
+    return {"seen": bool(found), "how": how, "examples": tried, "seconds": time.monotonic() - started}
 
 
 # -- others ---------------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def _one(tool: str, command: str, function: str, counted: int) -> dict:
 def _machine() -> str:
     """The GPU and what runs on it."""
     name = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True).stdout
-    return ", ".join([*name.splitlines()[:1], *(f"{p} {version(p)}" for p in ("torch", "triton"))])
+    return ", ".join([*name.splitlines()[:1], plain.ON])
 
 
 # -- the command ----------------------------------------------------------------------------------------------------------

@@ -24,10 +24,11 @@ the suite): examples and seconds to the first sign of the bug; empty: not seen.
 - *triton-viz*: its sanitizer over the same calls, results not compared. It and the next two look at Triton kernels, so exhibits
   in PyTorch or plain Python are n/a.
 - *memcheck*, *initcheck*: compute-sanitizer on a GPU, every tensor an allocation of its own, 2 KiB of padding (memcheck), only
-  live cells initialised (initcheck), no tensor of more than 6 GiB; kernel compilation is not counted.
+  cells that may be read initialised (initcheck), no tensor of more than 6 GiB; kernel compilation is not counted.
 
 Anything raised counts as a sign, as it does in a test. A sign that the clean twin shows as well is none: *also in the clean
-twin* is a false alarm, *cannot run it* something that the tool does not have, *too slow* what takes longer than that limit.
+twin* is a false alarm, *cannot run it* something that the tool does not have, *too slow* what takes longer than that limit,
+or {cpu:.0f} s for one example ({cuda:.0f} s on a GPU).
 """
 ELSEWHERE = """\
 ## Where another way is ahead
@@ -52,7 +53,7 @@ def page(columns: dict[str, Column]) -> str:
     ids = sorted({name for c in columns.values() for name in c.rows})
     lines = ["# The museum under other ways of testing", "",
              "Written by `python -m tests.museum.compare --write`; do not edit.",
-             WORDS.format(budget=run.BUDGET, limit=plain.LIMIT),
+             WORDS.format(budget=run.BUDGET, limit=plain.LIMIT, **plain.PATIENCE),
              "| column | seen | of | false alarms | cannot run | too slow | median seconds | on |",
              "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
     lines += [summary(tool, columns[tool]) for tool in tools]
@@ -79,10 +80,10 @@ def _ahead(columns: dict[str, Column], tools: list[str]) -> Iterator[str]:
 
 def verdict(row: dict) -> str:
     """What a row counts as: seen, not seen, too slow, a false alarm, or something that the tool cannot run."""
-    if not row["seen"]:
-        return SLOW if row["how"] == plain.LATE else ""
-    if row["twin"] == "hang":
+    if row["how"] in (plain.LATE, "hang"):  # tools slow a call down, and no exhibit loops for ever
         return SLOW
+    if not row["seen"]:
+        return ""
     return SEEN if not row["twin"] else UNABLE if _raised(row["twin"]) else ALARM
 
 
@@ -95,7 +96,7 @@ def cell(row: dict) -> str:
     counts = verdict(row)
     if counts != SEEN:
         return f"{counts} ({row['twin']})" if counts == UNABLE else counts
-    how = f" ({row['how']})" if row["how"] in ("hang", "crash") or _raised(row["how"]) else ""
+    how = f" ({row['how']})" if row["how"] == "crash" or _raised(row["how"]) else ""
     return f"{row['examples']}, {row['seconds']:.2f} s{how}"
 
 

@@ -29,6 +29,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["equal"]:
         os.environ["TRITON_INTERPRET"] = "1"
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import triton  # noqa: E402
@@ -43,6 +44,7 @@ from harness.tensors import Input, Region  # noqa: E402
 from tests.museum import run  # noqa: E402
 from tests.museum.catalogue import EXHIBITS  # noqa: E402
 
+ON = f"torch {torch.__version__}, Triton {triton.__version__}, Hypothesis {hypothesis.__version__}"
 LARGEST = {"cpu": 1 << 24, "cuda": 6 << 30}  # cells, bytes: what such a test allocates for one tensor
 PATIENCE = {"cpu": 20.0, "cuda": 60.0}  # seconds without news: a hang
 START = 120.0  # and before the first example
@@ -86,12 +88,15 @@ def _too_large(tensor, dtype: str, tool: str) -> bool:
 
 
 def _tensor(dtype: str, tensor, tool: str) -> torch.Tensor:
-    """The live cells as they are, all others zero; for initcheck, never written."""
+    """The live cells as they are, all others zero; for initcheck, what must not be read was never written."""
     make = torch.empty if tool == "initcheck" else torch.zeros
     made = make(tensor.shape, dtype=getattr(torch, dtype))
     for span in tensor.spans if isinstance(tensor, Input) else ():
+        cells = made.view(-1)[span.start : span.stop]
         if span.region is Region.LIVE:
-            made.view(-1)[span.start : span.stop] = torch.from_numpy(np.ascontiguousarray(span.values)).to(made.dtype)
+            cells.copy_(torch.from_numpy(np.ascontiguousarray(span.values)).to(made.dtype))
+        elif span.region is Region.SLACK:
+            cells.zero_()
     return made
 
 
@@ -253,7 +258,7 @@ def main(tool: str, *given: str) -> None:
         return on_a_gpu(tool, *given)
     if tool == "kernels":
         return print(*filter(launches, EXHIBITS))
-    print(json.dumps({"on": f"torch {torch.__version__}, Triton {triton.__version__}"}), flush=True)
+    print(json.dumps({"on": ON}), flush=True)
     for name in given or EXHIBITS:
         print(json.dumps({"id": name, **with_twin(name, lambda *what: isolated(*what, tool))}), flush=True)
 
