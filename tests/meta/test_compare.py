@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -209,4 +211,6 @@ def test_errors_of_use_are_one_line_and_exit_2(given, says, monkeypatch, capsys)
 def test_the_page_is_the_commands():
     text = compare.PAGE.read_text()
     assert all(f"| {name} |" in text for name in catalogue.EXHIBITS)
+    commands = re.findall(r"^python -m tests.museum.compare ([^#\n]*)", text, re.M)
+    assert len(commands) == 3 and all(compare.arguments().parse_args(shlex.split(c)) for c in commands)
     assert compare.PAGE.relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text()

@@ -13,6 +13,14 @@ TOOLS = {"suite": "the suite", "redzones": "red zones only", "equal": "ordinary 
          "memcheck": "memcheck", "initcheck": "initcheck"}
 SEEN, SLOW, UNABLE, ALARM = "seen", "too slow", "cannot run it", "also in the clean twin"
 WORDS = """\
+Written by `tests/museum/compare.py`; do not edit.
+
+```sh
+python -m tests.museum.compare --viz triton-sanitizer
+python -m tests.museum.compare --only memcheck --only initcheck --out report/gpu.json    # on a GPU
+python -m tests.museum.compare --merge report/comparison.json --merge report/gpu.json --write
+```
+
 The same bugs, strategies and examples for every column (seed 0, up to {budget} counted examples; {limit:.0f} s for what is not
 the suite): examples and seconds to the first sign of the bug; empty: not seen.
 
@@ -22,7 +30,8 @@ the suite): examples and seconds to the first sign of the bug; empty: not seen.
   `torch.equal`; each call of a session on tensors of its own; no tensor of more than 2^24 cells. It has the suite's strategies
   and oracles, which is most of what finds bugs. Crashes are Triton's interpreter reading or writing what is not there.
 - *triton-viz*: its sanitizer over the same calls, results not compared. It and the next two look at Triton kernels, so exhibits
-  in PyTorch or plain Python are n/a.
+  in PyTorch or plain Python are n/a. Its false alarms are `while` loops over loaded data, into whose bodies it looks although
+  the condition is false from the start; what it cannot run is a division in the address of a load that is part of an address.
 - *memcheck*, *initcheck*: compute-sanitizer on a GPU, every tensor an allocation of its own, 2 KiB of padding (memcheck), only
   cells that may be read initialised (initcheck), no tensor of more than 6 GiB; kernel compilation is not counted.
 
@@ -51,9 +60,8 @@ def page(columns: dict[str, Column]) -> str:
     """The tables as Markdown."""
     bugs, tools = catalogue.bugs(), [tool for tool in TOOLS if tool in columns]
     ids = sorted({name for c in columns.values() for name in c.rows})
-    lines = ["# The museum under other ways of testing", "",
-             "Written by `python -m tests.museum.compare --write`; do not edit.",
-             WORDS.format(budget=run.BUDGET, limit=plain.LIMIT, **plain.PATIENCE),
+    words = WORDS.format(budget=run.BUDGET, limit=plain.LIMIT, **plain.PATIENCE)
+    lines = ["# The museum under other ways of testing", "", words,
              "| column | seen | of | false alarms | cannot run | too slow | median seconds | on |",
              "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
     lines += [summary(tool, columns[tool]) for tool in tools]

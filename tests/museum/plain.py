@@ -259,6 +259,7 @@ def main(tool: str, *given: str) -> None:
     if tool == "kernels":
         return print(*filter(launches, EXHIBITS))
     print(json.dumps({"on": ON}), flush=True)
+    hunt(EXHIBITS["B045"], "B045_clean", 1, tool)  # forks inherit what is loaded once; no tensor here, so no thread
     for name in given or EXHIBITS:
         print(json.dumps({"id": name, **with_twin(name, lambda *what: isolated(*what, tool))}), flush=True)
 
