@@ -101,6 +101,8 @@ os.execv(rest[0], rest)
 SUBJECTS = """
 import os
 _, tool, name, counted, folder = sys.argv
+if name == "no_gpu":
+    sys.exit("RuntimeError: no CUDA")
 says = lambda: print("========= Invalid __global__ read of size 4 bytes", file=open(os.environ["LOG"], "a"))
 print("\\n..", end="", flush=True)
 result = {"seen": False, "how": "", "examples": 2, "seconds": 0.1}
@@ -149,6 +151,8 @@ def test_a_tool_that_sees_nothing_proves_nothing(memcheck):
 def test_an_exhibit_without_a_result_is_named(memcheck):
     with pytest.raises(CannotRun, match="memcheck has no result for 1: own: KeyError: 7"):
         memcheck("own", "at_once")
+    with pytest.raises(CannotRun, match="1: no_gpu: .* before its first example RuntimeError: no CUDA"):
+        memcheck("no_gpu", "at_once")
 
 
 # -- the page and the command ---------------------------------------------------------------------------------------------

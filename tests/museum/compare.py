@@ -110,13 +110,16 @@ def sanitized(tool: str, ids: list[str], column: Column, command: str, jobs: int
 
 
 def _one(tool: str, command: str, function: str, counted: int) -> dict:
-    with tempfile.TemporaryDirectory(prefix="plumbline-compare-") as folder:
+    with tempfile.TemporaryDirectory(prefix="plumbline-compare-") as folder, tempfile.TemporaryFile("w+") as errors:
         line = [*under(command, tool, Path(folder)), sys.executable, PLAIN, tool, function, str(counted), folder]
         environment = {**os.environ, **devices.environment("cuda", 0), **ENVIRONMENT}
-        process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors,
                                    start_new_session=True)
         try:
             result = plain.watch(process.stdout.fileno(), plain.PATIENCE["cuda"])
+        except RuntimeError as error:
+            errors.seek(0)
+            raise RuntimeError(f"{error} {errors.read()[-300:]}".strip()) from None
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -226,7 +226,7 @@ def isolated(name: str, counted: int, tool: str) -> dict:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _quiet()
+        _quiet(1, 2)
         report(writer, name, counted, tool)
         os._exit(0)
     os.close(writer)
@@ -238,10 +238,10 @@ def isolated(name: str, counted: int, tool: str) -> dict:
         os.waitpid(child, 0)
 
 
-def _quiet() -> None:
+def _quiet(*streams: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    for stream in streams:
+        os.dup2(nowhere, stream)
 
 
 def with_twin(name: str, hunted) -> dict:
@@ -267,7 +267,7 @@ def main(tool: str, *given: str) -> None:
 def on_a_gpu(tool: str, name: str, counted: str, folder: str) -> None:
     """In this process: a fork has no use of its parent's GPU."""
     out = os.dup(1)
-    _quiet()
+    _quiet(1)
     torch.set_default_device("cuda")
     torch.zeros(1).add_(1).tolist()
     report(out, name, int(counted), tool, lambda: told(Path(folder)))
