@@ -161,7 +161,9 @@ def test_an_exhibit_without_a_result_is_named(memcheck):
 def test_the_page_tells_all_outcomes_apart():
     rows = {"B001": ROW, "B002": UNSEEN, "B003": {**UNSEEN, "how": plain.LATE}, "B004": {**ROW, "how": "hang"},
             "B005": {**ROW, "twin": "values"}, "B006": {**ROW, "twin": "NotImplementedError"}, "B008": {**ROW, "how": "crash"}}
-    suite = {name: {**ROW, "examples": 4, "seconds": 0.2} for name in rows} | {"B008": UNSEEN}
+    suite = {name: {**ROW, "examples": 4, "seconds": 0.4} for name in rows} | {"B008": UNSEEN}
+    text = comparison.page({"equal": Column("", {"B001": {**ROW, "seconds": 0.1}}), "suite": Column("", suite)})
+    assert "| ordinary test |  | B001 | B001 |" in text
     text = comparison.page({"viz": Column("here", {"B001": ROW}), "equal": Column("there", rows), "suite": Column("", suite)})
     assert "| ordinary test | 2 | 7 | 1 | 1 | 2 | 0.25 | there |" in text
     assert text.index("| ordinary test |") < text.index("| triton-viz 3.0 |")
