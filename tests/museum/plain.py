@@ -119,11 +119,12 @@ def hunt(exhibit, function: str, counted: int, tool: str, news=lambda: [], tick=
     function, rules, tried, compiling = subject.EXHIBITS[function], run.rules(exhibit), 0, Compiling(tool)
     homes = {sys.modules[f.func.__module__] for f in subject.EXHIBITS.values()} | {sys.modules["exhibit"]}
     memories = [v for home in homes for v in vars(home).values() if type(v) is dict and not v]
-    started = time.monotonic()
+    started, late = time.monotonic(), ""
 
     def visit(example) -> None:
-        nonlocal tried
-        if time.monotonic() - started > LIMIT:
+        nonlocal tried, late
+        if time.monotonic() - started - compiling.seconds > LIMIT:
+            late = LATE
             raise run.Over
         tried += 1
         tick()
@@ -141,14 +142,14 @@ def hunt(exhibit, function: str, counted: int, tool: str, news=lambda: [], tick=
         if news() or any(wrong):
             raise Seen("values" if any(wrong) else "sanitizer")
 
-    result = {"seen": False, "how": ""}
+    result = {}
     try:
         run.search(exhibit, run.budget(exhibit, counted), 0, visit)
     except Seen as seen:
         result = {"seen": True, "how": str(seen)}
     except run.Over:
-        result["how"] = LATE if time.monotonic() - started > LIMIT else ""
-    return {**result, "examples": tried, "seconds": time.monotonic() - started - compiling.seconds}
+        pass
+    return {"seen": False, "how": late, **result, "examples": tried, "seconds": time.monotonic() - started - compiling.seconds}
 
 
 class Compiling:
