@@ -26,6 +26,12 @@ def main(path: str) -> None:
     from bench import composite, rows
     from harness.worker.subject import Subject
 
+    if request["device"] == "cpu":
+        from triton.runtime import interpreter
+
+        from harness.worker.interpreter import loop_bounds_from_memory
+
+        loop_bounds_from_memory(interpreter)
     torch.set_num_threads(1)
     deadline = time.monotonic() + request["seconds"]
     bench = rows.Bench(Subject(request["subject"], ROOT), request["subject"], request["device"], request["each"])

@@ -76,24 +76,25 @@ def supports(case):
         linear = "_dst" in name or name in LINEAR
         if linear and place["kind"] not in ("contiguous", "offset"):
             return f"a contiguous {name.split('[')[0]}: the kernel indexes it linearly"
-    if not fields["requests"]:
-        return "a batch of at least one request: there are as many blocks as it has rows"
+    if not fields["requests"] or not fields.get("width", 1):
+        return "at least one request and one column: there are as many blocks as the table has cells, and no launch has none"
     if len({str(b) for b in fields.get("backends", ())}) > 1:
         return "backends with the same buffers: the pitches of the first count for all"
     return True
 
 
-def _single(*, page_indices_src, forward_mode, max_len, max_seqlen_k, **tensors):
-    width = max_len if forward_mode == DECODE else max_seqlen_k
-    tensors |= {"page_indices_src": page_indices_src[:, :width], "forward_mode": forward_mode, "max_len": max_len,
-                "max_seqlen_k": max_seqlen_k}  # docstring: [rows, max_len]
+def _single(*, page_indices_src, forward_mode, bs, max_len, max_seqlen_k, **tensors):
+    decode = forward_mode == DECODE  # docstring: [bs, max_len] in decode, otherwise [rows, max_seqlen_k]
+    rows = page_indices_src[:bs, :max_len] if decode else page_indices_src[:, :max_seqlen_k]
+    tensors |= {"page_indices_src": rows, "forward_mode": forward_mode, "bs": bs, "max_len": max_len,
+                "max_seqlen_k": max_seqlen_k}
     _KERNELS.fused_metadata_copy_cuda(**{_renamed(name): value for name, value in tensors.items()})
 
 
 def _multi(*, bs, max_len, seqlens_expanded_size, **tensors):
     """Three backends a launch; where there are fewer, the last one stands in for the others."""
     count = len(tensors["cache_seqlens_dst"])
-    tensors["page_indices_src"] = tensors["page_indices_src"][:, :max_len]  # docstring: [bs, max_len]
+    tensors["page_indices_src"] = tensors["page_indices_src"][:bs, :max_len]  # docstring: [bs, max_len]
     for first in range(0, count, BACKENDS):
         arguments = {"bs": bs, "max_len": max_len, "seqlens_expanded_size": seqlens_expanded_size}
         for name, value in tensors.items():

@@ -7,8 +7,8 @@ from pathlib import Path
 from harness.differential import Example, check
 from oracles.metadata import Decode, Req
 
-NEAR = Decode((Req(3, 130), Req(0, 3)), slots=4)
-FAR = Decode((Req(4095, 130), Req(0, 3)), slots=4096, table_extra=2**20 - 130)
+SMALL = Decode((Req(3, 130), Req(0, 3)), slots=4, table_extra=2**20 - 130)
+LARGE = Decode((Req(4095, 130), Req(0, 3)), slots=4096, table_extra=2**20 - 130)
 
 
 def peak(pid: int) -> int:
@@ -29,7 +29,7 @@ def measured(worker, case) -> tuple[float, int]:
 
 def test_far_table_is_cheap(session):
     worker = session.worker("kernels")
-    _, near = measured(worker, NEAR)
-    seconds, far = measured(worker, FAR)
+    _, small = measured(worker, SMALL)
+    seconds, large = measured(worker, LARGE)
     assert seconds < 1.0
-    assert far - near <= 32 << 20
+    assert large - small <= 32 << 20

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(not devices.gpus(), reason="no GPU is visible he
 FAR_BLOCK = """
 from harness.worker.gpu import GpuMemory
 memory, size, page = GpuMemory("guard pages"), (1 << 30) + 24, 4096
-memory.map({"blocks": [{"bytes": size, "guard": "right"}], "windows": [[0, 7 * page + 5, 3]], "access": [[0, 1 << 29, 1, 1, 1]],
-            "tensors": {}}, [bytes([1, 2, 3])])
+memory.map({"blocks": [{"bytes": size, "guard": "right"}], "windows": [[0, 7 * page + 5, 3]], "tensors": {},
+            "access": [[0, 0, 1, 1, 1], [0, 1 << 29, 1, 1, 1]]}, [bytes([1, 2, 3])])
 block = memory.bytes(0, 0, size)
 block[7 * page + 6] = 0  # a byte of the window becomes zero, and one elsewhere becomes another
 block[1 << 29] = 9
