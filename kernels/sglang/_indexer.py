@@ -46,8 +46,7 @@ def run(*, extends, lengths, seen, logits, index_topk, token_nums, max_rows, dev
         seq_lens_cpu=torch.tensor(lengths), extend_seq_lens_cpu=extends, token_to_kv_pool=engine.pool)
     indexer = types.SimpleNamespace(
         index_topk=index_topk, _MQA_LOGITS_BYTES_PER_ELEM=4, _with_real_sm_count=contextlib.nullcontext,
-        # Before #25299 half of the free memory was the budget.
-        _should_chunk_mqa_logits=lambda rows, keys, device: (chunks, budget if "logits_budget_bytes" in engine.text else 2 * budget),
+        _should_chunk_mqa_logits=lambda rows, keys, device: (chunks, engine.memory(budget)),
         _pad_heads_for_deep_gemm=lambda q, weights: (q, weights, None), _mask_init_and_local_tokens=lambda *_: None,
         _get_mqa_logits_budget_bytes=lambda index: budget)
     rows = torch.arange(token_nums).view(-1, 1, 1)
@@ -90,12 +89,16 @@ class _Engine:
         }
         scope["compute_cu_seqlens"] = _upstream.function_of("compute_cu_seqlens", {"torch": torch})
         self.loop = _upstream.function_of("_get_topk_ragged", scope)
-        self.text = _upstream.source("_get_topk_ragged")
         self._transform = _upstream.function_of("topk_transform", scope, METADATA, {"sgl_kernel": select})
         select_by = _upstream.function_of("topk_transform", scope, BACKEND, {"sgl_kernel": select})
         self._backend = types.SimpleNamespace(is_sgl_kernel=lambda: True, should_use_topk_v2=lambda: False)
         if select_by:
             self._backend.topk_transform = types.MethodType(select_by, self._backend)
+
+    @staticmethod
+    def memory(budget: int) -> int:
+        """What `_should_chunk_mqa_logits` tells: a budget, or before #25299 the free memory, half of which it is."""
+        return budget if "logits_budget_bytes" in _upstream.source("_get_topk_ragged") else 2 * budget
 
     def metadata(self, attention, method, lengths, seen, ranges):
         counts = torch.tensor(lengths)

@@ -119,6 +119,7 @@ def text(file: str | None) -> str:
     return path.read_text() if path and path.is_file() else ""
 
 
+@functools.cache
 def source(name: str) -> str:
     """The text of the function that `file_of` finds, or ''."""
     code = text(file_of(name))
@@ -131,18 +132,25 @@ def function_of(name: str, scope: dict, file: str = "", imports: dict | None = N
 
     Its module belongs to the whole runtime: `scope` stands for what it reads from it, `imports` for what it imports itself.
     """
-    path = file or file_of(name)
-    found = [n for n in ast.walk(ast.parse(text(path))) if isinstance(n, ast.FunctionDef) and n.name == name
+    code = _code_of(name, file or file_of(name))
+    if code is None:
+        return None
+    own = {**scope, "__name__": f"sglang_host.{name}"}
+    if imports:
+        own["__builtins__"] = {**vars(builtins), "__import__": lambda module, *_: imports[module]}
+    exec(code, own)
+    return own[name]
+
+
+@functools.cache
+def _code_of(name: str, file: str | None):
+    """A definition, compiled; None if there is none that does anything. Its annotations name what is not here: they stay text."""
+    found = [n for n in ast.walk(ast.parse(text(file))) if isinstance(n, ast.FunctionDef) and n.name == name
              and not any("abstract" in ast.unparse(d) for d in n.decorator_list)]
     if not found:
         return None
     found[0].decorator_list = []
-    # Annotations are names of modules that are not here: they stay text.
-    code = compile(ast.Module(found[:1], []), str(root() / path), "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
-    own = {**scope, "__name__": f"sglang_host.{name}"}
-    own["__builtins__"] = {**vars(builtins), "__import__": lambda module, *_: imports[module]} if imports else builtins
-    exec(code, own)
-    return own[name]
+    return compile(ast.Module(found[:1], []), str(root() / file), "exec", __future__.annotations.compiler_flag, True)
 
 
 class Torch:

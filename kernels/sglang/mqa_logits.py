@@ -37,7 +37,8 @@ class _Engine:
         return {
             "envs": types.SimpleNamespace(SGLANG_DSA_MQA_LOGITS_FREE_MEM_FRACTION=fraction),
             "get_schedule": lambda: self, "get_server_args": lambda: self, "get_global_server_args": lambda: self,
-            "_is_hip": False, "_is_xpu": False, "get_device_module": lambda: module, "is_hip": lambda: False, "is_xpu": lambda: False,
+            "_is_hip": False, "_is_xpu": False, "is_hip": lambda: False, "is_xpu": lambda: False,
+            "get_device_module": lambda: module,
             "get_is_capture_mode": lambda: self.capturing,
             "torch": types.SimpleNamespace(cuda=types.SimpleNamespace(mem_get_info=lambda d: (self.free, self.total),
                                                                       **vars(module))),
@@ -90,7 +91,8 @@ def _should_chunk_mqa_logits(*, num_q, num_k, budget):
     engine = _Engine()
     functions = _functions(engine)
     if hasattr(functions, "mqa_logits_should_chunk"):
-        return list(functions.mqa_logits_should_chunk(num_rows=num_q, num_cols=num_k, get_budget_bytes=lambda: budget, rocm=False))
+        return list(functions.mqa_logits_should_chunk(num_rows=num_q, num_cols=num_k, rocm=False,
+                                                      get_budget_bytes=lambda: budget))
     indexer = engine.indexer({0: budget})
     indexer._get_mqa_logits_budget_bytes = lambda device: budget
     return list(functions._should_chunk_mqa_logits(indexer, num_q, num_k, 0))
