@@ -122,7 +122,11 @@ def fingerprint(adapter: Path, package: Path) -> str:
     """A hash of all that an adapter takes from a version, or '' where it takes nothing: every string in it that names a
     function of the version, or a file, of which it then takes the functions that it names."""
     text = adapter.read_text()
-    strings = {n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    shared = (adapter.parent / f"{name}.py" for line in re.findall(r"from \. import (.+)", text) for name in line.split(", "))
+    text += "".join(file.read_text() for file in shared if file.stem != "_upstream")
+    tree = ast.parse(text)
+    strings, asked = _strings(tree), {s for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("_of")
+                                      for s in _strings(n)}
     homes = definitions(package)
     taken = []
     for name in sorted(strings):
@@ -132,9 +136,13 @@ def fingerprint(adapter: Path, package: Path) -> str:
             file = (package / homes[name]).read_text()
             if f'home("{name}")' in text:
                 taken.append(file)
-            elif name.startswith("_") or f'_of("{name}")' in text or _is_kernel(name, ast.parse(file)):
+            elif name.startswith("_") or name in asked or _is_kernel(name, ast.parse(file)):
                 taken += _with_helpers(name, ast.parse(file))
     return hashlib.sha256("".join(taken).encode()).hexdigest() if taken else ""
+
+
+def _strings(tree: ast.AST) -> set[str]:
+    return {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
 
 def _named(names: set[str], file: ast.Module) -> list[str]:

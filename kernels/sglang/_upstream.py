@@ -62,6 +62,11 @@ def file_of(name: str) -> str | None:
     return definitions(folder).get(name) if folder else None
 
 
+def first_of(*names: str) -> str:
+    """The first of these names that this version has a function of, or ''."""
+    return next((name for name in names if file_of(name)), "")
+
+
 @functools.cache
 def definitions(folder: Path) -> dict[str, str]:
     """Where each function of a package is defined: name -> file, relative to the package."""
@@ -132,7 +137,7 @@ def function_of(name: str, scope: dict, file: str = "", imports: dict | None = N
 
     Its module belongs to the whole runtime: `scope` stands for what it reads from it, `imports` for what it imports itself.
     """
-    code = _code_of(name, file or file_of(name))
+    code = _code_of(name, file or file_of(name)) if name else None
     if code is None:
         return None
     own = {**scope, "__name__": f"sglang_host.{name}"}
@@ -144,7 +149,7 @@ def function_of(name: str, scope: dict, file: str = "", imports: dict | None = N
 
 @functools.cache
 def _code_of(name: str, file: str | None):
-    """A definition, compiled; None if there is none that does anything. Its annotations name what is not here: they stay text."""
+    """A definition that does something, compiled; its annotations name what is not here, and stay text."""
     found = [n for n in ast.walk(ast.parse(text(file))) if isinstance(n, ast.FunctionDef) and n.name == name
              and not any("abstract" in ast.unparse(d) for d in n.decorator_list)]
     if not found:

@@ -16,7 +16,7 @@ _NAMES = {
 _kernels = {contract: _upstream.kernel(name) for contract, name in _NAMES.items()}
 MISSING = {contract: f"this SGLang has no {_NAMES[contract]}" for contract, kernel in _kernels.items() if kernel is None}
 MISSING["fused_store_index_cache"] = "fused_store_index_k_cache is CUDA C++ and needs a GPU"
-_PAGED = next((n for n in ("dequantize_k_cache_paged_dsa", "dequantize_k_cache_paged") if _upstream.file_of(n)), "")
+_PAGED = _upstream.first_of("dequantize_k_cache_paged_dsa", "dequantize_k_cache_paged")
 _PRESHUFFLES = "set_k_and_s" not in MISSING and "PRESHUFFLE_TILE" in _kernels["set_k_and_s"].arg_names
 _BATCHED = "get_k_and_s" not in MISSING and "seq_len_num_pow" in _kernels["get_k_and_s"].arg_names
 

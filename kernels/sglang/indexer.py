@@ -12,10 +12,9 @@ from . import _indexer, _upstream
 VERSION = _upstream.version()
 _kernel = _upstream.kernel("_dsa_cp_interleave_q_seqs_kernel", "nsa_cp_round_robin_split_q_seqs_kernel",
                            "dsa_cp_round_robin_split_q_seqs_kernel")
-_COUNTS = ("nsa_cp_round_robin_split_q_seqs_cpu", "dsa_cp_round_robin_split_q_seqs_cpu")
 _SPLIT = ("nsa_cp_round_robin_split_data", "dsa_cp_round_robin_split_data")
-_counts = next((name for name in _COUNTS if _upstream.file_of(name)), "")
-_split = next((name for name in _SPLIT if _upstream.file_of(name)), "")
+_counts = _upstream.first_of("nsa_cp_round_robin_split_q_seqs_cpu", "dsa_cp_round_robin_split_q_seqs_cpu")
+_split = _upstream.first_of("nsa_cp_round_robin_split_data", "dsa_cp_round_robin_split_data")
 _ranges = _upstream.file_of("_cal_indexer_k_start_end")
 
 MISSING = {name: reason for name, there, reason in (

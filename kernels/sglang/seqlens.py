@@ -12,11 +12,9 @@ _kernel = _upstream.kernel("seqlens_expand_kernel")
 
 # The kernel clamps negative lengths since #30378.
 VARIANTS = {"seqlens_expand": {"clamp": "zero" if "tl.maximum" in _upstream.source("seqlens_expand_kernel") else "none"}}
-_clip = _upstream.function_of("compute_nsa_seqlens", {"torch": torch}) or _upstream.function_of("compute_dsa_seqlens",
-                                                                                                 {"torch": torch})
+_clip = _upstream.function_of(_upstream.first_of("compute_nsa_seqlens", "compute_dsa_seqlens"), {"torch": torch})
 _sums = _upstream.function_of("compute_cu_seqlens", {"torch": torch})
-_PADS = ("pad_nsa_cache_seqlens", "pad_dsa_cache_seqlens")
-_pads = next((name for name in _PADS if _upstream.file_of(name)), "")
+_pads = _upstream.first_of("pad_nsa_cache_seqlens", "pad_dsa_cache_seqlens")
 MISSING = {name: reason for name, there, reason in (
     ("seqlens_expand", _kernel, "this SGLang has no seqlens_expand_kernel"),
     ("cu_seqlens", _sums, "this SGLang has no compute_cu_seqlens"),
