@@ -125,8 +125,8 @@ def fingerprint(adapter: Path, package: Path) -> str:
     shared = (adapter.parent / f"{name}.py" for line in re.findall(r"from \. import (.+)", text) for name in line.split(", "))
     text += "".join(file.read_text() for file in shared if file.stem != "_upstream")
     tree = ast.parse(text)
-    strings, asked = _strings(tree), {s for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("_of")
-                                      for s in _strings(n)}
+    strings = _strings(tree)
+    asked = {s for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("_of") for s in _strings(n)}
     homes = definitions(package)
     taken = []
     for name in sorted(strings):

@@ -40,7 +40,7 @@ def _method(name: str):
         return None
     tree = ast.parse((folder / _BACKEND).read_text())
     found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
-    scope = {"triton": triton, "math": math, "TRTLLM_BLOCK_CONSTRAINT": 128,
+    scope = {"triton": triton, "math": math, "TRTLLM_BLOCK_CONSTRAINT": 128, "TRITON_PAD_NUM_PAGE_PER_BLOCK": 64,
              "get_num_page_per_block_flashmla": lambda page_size: _WRITER_TOKENS // page_size}
     exec(compile(ast.Module(found[:1], []), str(folder / _BACKEND), "exec"), scope)
     return scope.get(name)
