@@ -214,6 +214,8 @@ def load(path: Path) -> list[dict]:
             lacks.add("contract")
         if entry.get("kind") == "upstream issue" and not entry.get("issue"):
             lacks.add("issue")
+        if entry.get("repair") and not entry.get("bug"):
+            lacks.add("bug")
         if lacks or entry["kind"] not in KINDS:
             raise ValueError(f"{path.name}: {entry}: " + (f"needs {', '.join(sorted(lacks))}" if lacks else f"kind: {KINDS}"))
     return entries
@@ -242,10 +244,53 @@ def page(releases: list[Release], judgements: list[dict], profile: str, families
     for t in transforms:
         cells = [_cell(r, t, numbers) for r in releases]
         lines.append(f"| `{t}` | " + " | ".join(cells) + " |")
-    lines += ["", "## Findings", ""]
+    lines += _repaired(releases, judgements) + _newest(releases[-1], judgements, numbers)
+    lines += ["", "## Findings", "",
+              "The run keeps every finding as a case file, `report/releases/VERSION/FAMILY/failures/*.json`. `ci/replay CASE "
+              "--subject-path FOLDER` replays it on the unpacked wheel; with `--script` it writes it as one Python file.", ""]
     for number in sorted(set(numbers.values())):
         lines += _finding(number, [where for where, n in numbers.items() if n == number], releases, judgements)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _repaired(releases: list[Release], judgements: list[dict]) -> list[str]:
+    """What upstream has repaired since: findings whose judgement names the repair, and which no later release has."""
+    versions = [r.version for r in releases]
+    places: dict[str, list[tuple[str, Cause, dict]]] = defaultdict(list)
+    for release in releases:
+        for cause, found in release.findings.items():
+            which = judgement(cause, release.version, judgements)
+            if which is not None and "repair" in judgements[which]:
+                places[judgements[which]["repair"]].append((release.version, cause, {**judgements[which], **found}))
+    rows = []
+    for repair, found in places.items():
+        last = max(versions.index(version) for version, *_ in found)
+        if last + 1 < len(versions):
+            first = min(versions.index(version) for version, *_ in found)
+            case = min((f["case"] for *_, f in found), key=lambda text: (len(text), text))
+            names = ", ".join(sorted({f"`{cause[0]}`" for _, cause, _ in found}))
+            rows.append((first, f"| {found[0][2]['bug']} | {repair} | {names} | {versions[first]} | {versions[last + 1]} "
+                                f"| `{case}` |"))
+    return ["", "## Bugs that upstream has repaired since", "",
+            f"{len(rows)} of the findings below are bugs that a later release no longer has because the code was changed to "
+            "repair them. *In*: the first release checked that has it; *gone*: the first that has it no longer.", "",
+            "| bug | repair | transform | in | gone | smallest case |", "| --- | --- | --- | --- | --- | --- |",
+            *[row for _, row in sorted(rows)]] if rows else []
+
+
+def _newest(release: Release, judgements: list[dict], numbers: dict[tuple[Cause, str], int]) -> list[str]:
+    """Every transform of the newest release, by what is to be said of it."""
+    said: dict[str, list[str]] = defaultdict(list)
+    for t in sorted(release.verdicts):
+        kinds = {numbers[c, release.version]: judgement(c, release.version, judgements) for c in release.findings if c[0] == t}
+        for number, which in sorted(kinds.items()):
+            said["not judged" if which is None else judgements[which]["kind"]].append(f"`{t}` ({number})")
+        if not kinds:
+            said["nothing found"].append(f"`{t}`")
+    order = [kind for kind in ("not judged", *KINDS, "nothing found") if said[kind]]
+    return ["", f"## {release.version}, judged strictly", "",
+            f"{len(release.verdicts)} transforms. A defect breaks what the kernel, its docstring or its caller says; a number is "
+            "that of a finding below.", "", *[f"- {kind}: {', '.join(said[kind])}" for kind in order]]
 
 
 def _numbers(releases: list[Release], judgements: list[dict]) -> dict[tuple[Cause, str], int]:

@@ -15,9 +15,9 @@ METADATA = next((f for f in ("srt/layers/attention/dsa/dsa_indexer_metadata.py",
                  if _upstream.root() and "def topk_transform(" in _upstream.text(f)), "")
 BACKEND = "srt/layers/attention/dsa/dsa_topk_backend.py"
 HAS_LOOP = bool(_upstream.file_of("_get_topk_ragged"))
+HAS_RAGGED = "TopkTransformMethod.RAGGED" in _upstream.text(METADATA) + _upstream.text(BACKEND)
 # Up to 0.5.7 the loop computes the key ranges itself.
 RANGES_INSIDE = HAS_LOOP and not _upstream.file_of("_cal_indexer_k_start_end")
-HAS_CHUNKS = bool(_upstream.file_of("_should_chunk_mqa_logits") or _upstream.file_of("mqa_logits_should_chunk"))
 
 
 def run(*, extends, lengths, seen, logits, index_topk, token_nums, max_rows, device, ranges=None, page_table=None,

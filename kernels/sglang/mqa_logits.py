@@ -128,6 +128,10 @@ if _cached:
     mqa_logits_budget = _mqa_logits_budget
     should_chunk_mqa_logits = _should_chunk_mqa_logits
 if _indexer.HAS_LOOP:
-    topk_ragged_chunked = topk_paged_chunked = _topk_chunked
+    topk_paged_chunked = _topk_chunked
 else:
-    MISSING |= dict.fromkeys(("topk_ragged_chunked", "topk_paged_chunked"), "this SGLang has no _get_topk_ragged")
+    MISSING["topk_paged_chunked"] = "this SGLang has no _get_topk_ragged"
+if _indexer.HAS_LOOP and _indexer.HAS_RAGGED:
+    topk_ragged_chunked = _topk_chunked
+else:
+    MISSING["topk_ragged_chunked"] = "this SGLang selects from page tables alone"
