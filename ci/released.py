@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -180,6 +181,8 @@ def _check(folder: Path, job: Job, options) -> int:
                f"--report={report}", *(f"--variant={v}" for v in STRICT), *([] if options.outside else ["-k", "not outside"])]
     with (report / "log.txt").open("w") as log:
         status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+    for finding in json.loads((report / "findings.json").read_text()) if status in (0, 1) else []:
+        shutil.copy(ROOT / finding["path"], report)
     what = {0: "clean", 1: "findings"}.get(status, f"no verdict (pytest: {status})")
     print(f"{job.family} of {', '.join(job.versions)}: {what}", flush=True)
     return status
@@ -246,7 +249,7 @@ def page(releases: list[Release], judgements: list[dict], profile: str, families
         lines.append(f"| `{t}` | " + " | ".join(cells) + " |")
     lines += _repaired(releases, judgements) + _newest(releases[-1], judgements, numbers)
     lines += ["", "## Findings", "",
-              "The run keeps every finding as a case file, `report/releases/VERSION/FAMILY/failures/*.json`. `ci/replay CASE "
+              "The run keeps every finding as a case file, `report/releases/VERSION/FAMILY/TRANSFORM-*.json`. `ci/replay CASE "
               "--subject-path FOLDER` replays it on the unpacked wheel; with `--script` it writes it as one Python file.", ""]
     for number in sorted(set(numbers.values())):
         lines += _finding(number, [where for where, n in numbers.items() if n == number], releases, judgements)
@@ -289,8 +292,8 @@ def _newest(release: Release, judgements: list[dict], numbers: dict[tuple[Cause,
             said["nothing found"].append(f"`{t}`")
     order = [kind for kind in ("not judged", *KINDS, "nothing found") if said[kind]]
     return ["", f"## {release.version}, judged strictly", "",
-            f"{len(release.verdicts)} transforms. A defect breaks what the kernel, its docstring or its caller says; a number is "
-            "that of a finding below.", "", *[f"- {kind}: {', '.join(said[kind])}" for kind in order]]
+            f"{len(release.verdicts)} transforms. A defect breaks what the kernel, its docstring or its caller says; the "
+            "numbers are those of the findings below.", "", *[f"- {kind}: {', '.join(said[kind])}" for kind in order]]
 
 
 def _numbers(releases: list[Release], judgements: list[dict]) -> dict[tuple[Cause, str], int]:
