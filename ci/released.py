@@ -26,6 +26,7 @@ from kernels.sglang._upstream import definitions
 
 SUBJECT = "sglang"
 JUDGEMENTS = ROOT / "kernels" / SUBJECT / "judgements.toml"
+ADAPTERS = sorted((ROOT / "kernels" / SUBJECT).glob("[a-z]*.py"))
 PAGE = ROOT / "docs" / "releases.md"
 # Rules that upstream changed as the repair of a bug: older versions are held to the newer one.
 STRICT = ("seqlens_expand:clamp=zero",)  # #30378
@@ -46,7 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("ci/releases", description=__doc__.splitlines()[0])
     parser.add_argument("release", nargs="+", type=Path, help="a wheel, or a folder that one was unpacked or installed in")
     parser.add_argument("--profile", default="quick", help="how much to try (default: quick)")
-    parser.add_argument("-k", dest="only", default="", help="only these families, comma-separated")
+    parser.add_argument("-k", dest="only", default="", help="run only these families, comma-separated; others stay as reported")
     parser.add_argument("-n", dest="jobs", type=int, default=os.cpu_count(), help="families at a time (default: one a core)")
     parser.add_argument("--outside", action="store_true", help="also what kernels do outside their contracts (twice the time)")
     parser.add_argument("--report", type=Path, default=ROOT / "report" / "releases", help="a folder for each version's report")
@@ -57,19 +58,30 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments().parse_args(given)
+    only = set(filter(None, options.only.split(",")))
+    if unknown := only - {adapter.stem for adapter in ADAPTERS}:
+        print(f"ci/releases: no family {', '.join(sorted(unknown))}; there are {', '.join(a.stem for a in ADAPTERS)}")
+        return 2
     with tempfile.TemporaryDirectory() as scratch:
         folders = {_version(folder): folder for folder in (_folder(path, Path(scratch)) for path in options.release)}
         if "" in folders:
             print(f"ci/releases: {folders['']} holds no {SUBJECT}-VERSION.dist-info; give a wheel, or its unpacked folder")
             return 2
-        jobs = _jobs(dict(sorted(folders.items(), key=lambda item: _order(item[0]))), options.only)
+        every = _jobs(dict(sorted(folders.items(), key=lambda item: _order(item[0]))))
+        asked = [job for job in every if not only or job.family in only]
         if not options.from_report:
             with ThreadPoolExecutor(options.jobs) as pool:
-                statuses = list(pool.map(lambda job: _check(folders[job.versions[-1]], job, options), jobs))
-            failed = [f"{job.family} of {job.versions[-1]}" for job, status in zip(jobs, statuses) if status not in (0, 1)]
+                statuses = list(pool.map(lambda job: _check(folders[job.versions[-1]], job, options), asked))
+            failed = [job.name for job, status in zip(asked, statuses) if status not in (0, 1)]
             if failed:
                 print(f"ci/releases: no verdict on {', '.join(failed)}; the logs are in {options.report}")
                 return 2
+    lost = [job for job in every if not (options.report / job.versions[-1] / job.family / "verdicts.json").exists()]
+    if missing := [job.name for job in lost if job in asked]:
+        print(f"ci/releases: no report on {', '.join(missing)} in {options.report}; run without --from-report")
+        return 2
+    # Families that were not asked for stay on the page as their last run left them, if all their versions have a report.
+    jobs = [job for job in every if job.family not in {job.family for job in lost}]
     releases = [_release(options.report, v, jobs) for v in sorted(folders, key=_order)]
     judgements = load(JUDGEMENTS)
     options.page.write_text(page(releases, judgements, options.profile, sorted({job.family for job in jobs})))
@@ -109,13 +121,16 @@ class Job:
     family: str
     versions: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.family} of {self.versions[-1]}"
 
-def _jobs(folders: dict[str, Path], only: str) -> list[Job]:
+
+def _jobs(folders: dict[str, Path]) -> list[Job]:
     groups: dict[tuple[str, str], list[str]] = {}
-    for adapter in sorted((ROOT / "kernels" / SUBJECT).glob("[a-z]*.py")):
+    for adapter in ADAPTERS:
         for version, folder in folders.items():
-            if not only or adapter.stem in only.split(","):
-                groups.setdefault((adapter.stem, fingerprint(adapter, folder / SUBJECT)), []).append(version)
+            groups.setdefault((adapter.stem, fingerprint(adapter, folder / SUBJECT)), []).append(version)
     return [Job(family, tuple(versions)) for (family, text), versions in groups.items() if text]
 
 

@@ -93,6 +93,11 @@ def test_the_judgements_that_are_here_are_complete():
         assert entry["findings"] and entry["says"]
 
 
+def test_an_unknown_family_is_an_error_of_use(tmp_path, capsys):
+    assert released.main([str(tmp_path), "-k", "seqlens,index_cash"]) == 2
+    assert "no family index_cash" in capsys.readouterr().out
+
+
 def test_a_folder_without_a_version_is_an_error_of_use(tmp_path, capsys):
     assert released.main([str(tmp_path)]) == 2
     assert "holds no sglang-VERSION.dist-info" in capsys.readouterr().out
@@ -113,6 +118,18 @@ def test_versions_with_the_same_kernels_are_run_once(lane):
     """The newest stands for all of them; its findings are theirs."""
     status, page = lane(JUDGED, {"0.5.9": ("PASS", []), "0.5.10": ("DEFECT", [finding()])}, apart=False)
     assert status == 0 and "| `get_k` | 1 | 1 |" in page
+
+
+def test_a_report_that_is_not_there_is_an_error_of_use(lane, tmp_path, capsys):
+    lane(JUDGED, {"0.5.9": ("PASS", [])})
+    (tmp_path / "report" / "0.5.9" / "index_cache" / "verdicts.json").unlink()
+    assert released.main([str(tmp_path / "unpacked-0.5.9"), "--from-report", "--report", str(tmp_path / "report")]) == 2
+    assert "no report on index_cache of 0.5.9" in capsys.readouterr().out
+
+
+def test_families_that_were_not_asked_for_stay_on_the_page(lane):
+    status, page = lane(JUDGED, {"0.5.9": ("PASS", [])}, "-k", "seqlens")
+    assert status == 0 and "| `get_k` | · |" in page
 
 
 def test_a_changed_helper_is_another_kernel(tmp_path):
