@@ -21,6 +21,12 @@ def gpus() -> tuple[str, ...]:
     return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip()) if answer.returncode == 0 else ()
 
 
+def model(gpu: str) -> str:
+    """What the maker calls a GPU, e.g. NVIDIA H100 80GB HBM3."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", gpu]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or gpu
+
+
 def resolve(wanted: str) -> str:
     """`cpu` or `cuda`; `auto` is CUDA where a GPU is."""
     return ("cuda" if gpus() else "cpu") if wanted == "auto" else wanted

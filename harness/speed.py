@@ -129,9 +129,9 @@ def table(measured: list[Measured], device: str) -> str:
 
 def about(worker: Worker, device: str, examples: int) -> str:
     """What the numbers belong to."""
-    names = devices.gpus() if device == "cuda" else []
+    gpu = devices.model(devices.gpus()[0]) if device == "cuda" else ""
     versions = ", ".join(f"{name} {version}" for name, version in worker.versions.items())
-    return (f"{names[0] if names else f'{platform.machine()}, {os.cpu_count()} cores'}; {worker.tier}; {versions}; "
+    return (f"{gpu or f'{platform.machine()}, {os.cpu_count()} cores'}; {worker.tier}; {versions}; "
             f"{examples} counted examples of each transform.")
 
 

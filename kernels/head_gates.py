@@ -10,23 +10,39 @@ from ._launch import remembered
 BFLOAT16 = (torch.bfloat16,)
 FLOAT32 = (torch.float32,)
 COPIED = (torch.bfloat16, torch.float32, torch.float16)
-BLOCK_TOKENS, BLOCK_HEADS, BLOCK_HIDDEN = 16, 16, 128
+BLOCK_TOKENS, BLOCK_HEADS, BLOCK_HIDDEN, BLOCK_REST, WARPS = 16, 16, 1024, 128, 4
+SCALED = 256  # gates that one program scales
 IN_REGISTERS = 2048  # elements of overlapping views that one program holds at a time
 # Larger overlapping views are copied aside first.
 COST = {"update_rope_guarded": {"operations": ["aten.clone.default"]}}
 
 
-@triton.jit(do_not_specialize=["tokens", "hidden", "heads", "x_stride_0", "x_stride_1", "weight_stride_0", "weight_stride_1",
-                               "q_stride_0", "q_stride_1", "out_stride_0", "out_stride_1", "head_scale", "softmax_scale"])
-def _project(x, weight, q_scale, out, tokens, hidden, heads, x_stride_0, x_stride_1, weight_stride_0, weight_stride_1,
-             q_stride_0, q_stride_1, out_stride_0, out_stride_1, head_scale, softmax_scale, HAS_Q: tl.constexpr,
-             BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr):
-    """One program per tile of tokens and heads. A bfloat16 number is a TF32 number, so the products are exact."""
+@triton.jit(do_not_specialize=["tokens", "hidden", "heads", "aligned", "x_stride_0", "x_stride_1", "weight_stride_0",
+                               "weight_stride_1", "q_stride_0", "q_stride_1", "out_stride_0", "out_stride_1", "head_scale",
+                               "softmax_scale"])
+def _project(x, weight, q_scale, out, tokens, hidden, heads, aligned, x_stride_0, x_stride_1, weight_stride_0,
+             weight_stride_1, q_stride_0, q_stride_1, out_stride_0, out_stride_1, head_scale, softmax_scale,
+             HAS_Q: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
+             BLOCK_REST: tl.constexpr, WARPS: tl.constexpr):
+    """One program per tile of tokens and heads. A bfloat16 number is a TF32 number, so the products are exact.
+
+    Whole blocks of rows that begin at multiples of 16 bytes come first: their loads can be sent ahead, and each warp sums up
+    its own part of a block, so that no product waits for all those before it."""
     token = (tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)
     head = (tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)).to(tl.int64)
-    gates = tl.zeros((BLOCK_TOKENS, BLOCK_HEADS), tl.float32)
-    for start in range(0, hidden, BLOCK_HIDDEN):
-        k = (start + tl.arange(0, BLOCK_HIDDEN)).to(tl.int64)
+    whole = tl.where(aligned != 0, hidden, 0) // BLOCK_HIDDEN * BLOCK_HIDDEN
+    first = tl.multiple_of(x + token[None, :, None] * x_stride_0, [16, 16, 16])
+    second = tl.multiple_of(weight + head[None, None, :] * weight_stride_0, [16, 16, 16])
+    lane = tl.arange(0, BLOCK_HIDDEN // WARPS)
+    parts = tl.zeros((WARPS, BLOCK_TOKENS, BLOCK_HEADS), tl.float32)
+    for start in range(0, whole, BLOCK_HIDDEN):
+        k = start + tl.arange(0, WARPS)[:, None, None] * (BLOCK_HIDDEN // WARPS)
+        rows = tl.load(first + (k + lane[None, None, :]), mask=(token < tokens)[None, :, None], other=0.0)
+        columns = tl.load(second + (k + lane[None, :, None]), mask=(head < heads)[None, None, :], other=0.0)
+        parts = tl.dot(rows.to(tl.float32), columns.to(tl.float32), parts, input_precision="tf32")
+    gates = tl.sum(parts, 0)
+    for start in range(whole, hidden, BLOCK_REST):
+        k = (start + tl.arange(0, BLOCK_REST)).to(tl.int64)
         rows = tl.load(x + token[:, None] * x_stride_0 + k[None, :] * x_stride_1,
                        mask=(token < tokens)[:, None] & (k < hidden)[None, :], other=0.0)
         columns = tl.load(weight + head[None, :] * weight_stride_0 + k[:, None] * weight_stride_1,
@@ -116,9 +132,10 @@ def _fill(gates, dtypes, q_scale, out, n_heads, softmax_scale, head_scale: float
         return
     scale = n_heads**-0.5 if head_scale is None else head_scale
     block = min(triton.next_power_of_2(n_heads), 64)
-    _scale[(triton.cdiv(tokens, 32), triton.cdiv(n_heads, block))](
+    rows = SCALED // block
+    _scale[(triton.cdiv(tokens, rows), triton.cdiv(n_heads, block))](
         gates, q_scale, out, tokens, n_heads, gates.stride(0), gates.stride(1), q_scale.stride(0), q_scale.stride(1),
-        out.stride(0), out.stride(1), scale, softmax_scale, BLOCK_TOKENS=32, BLOCK_HEADS=block)
+        out.stride(0), out.stride(1), scale, softmax_scale, BLOCK_TOKENS=rows, BLOCK_HEADS=block)
 
 
 def _check_projection(x, weight, n_heads) -> tuple[int, int, torch.device]:
@@ -142,9 +159,10 @@ def _launch_projection(x, weight, q_scale, out, tokens, hidden, heads, softmax_s
         return
     q = out if q_scale is None else q_scale
     _project[(triton.cdiv(tokens, BLOCK_TOKENS), triton.cdiv(heads, BLOCK_HEADS))](
-        x, weight, q, out, tokens, hidden, heads, x.stride(0), x.stride(1), weight.stride(0), weight.stride(1), q.stride(0),
-        q.stride(1), out.stride(0), out.stride(1), heads**-0.5, softmax_scale, HAS_Q=q_scale is not None,
-        BLOCK_TOKENS=BLOCK_TOKENS, BLOCK_HEADS=BLOCK_HEADS, BLOCK_HIDDEN=BLOCK_HIDDEN)
+        x, weight, q, out, tokens, hidden, heads, checks.rows_aligned(x, weight), x.stride(0), x.stride(1), weight.stride(0),
+        weight.stride(1), q.stride(0), q.stride(1), out.stride(0), out.stride(1), heads**-0.5, softmax_scale,
+        HAS_Q=q_scale is not None, BLOCK_TOKENS=BLOCK_TOKENS, BLOCK_HEADS=BLOCK_HEADS, BLOCK_HIDDEN=BLOCK_HIDDEN,
+        BLOCK_REST=BLOCK_REST, WARPS=WARPS, num_warps=WARPS, num_stages=2)
 
 
 # -- writing back -------------------------------------------------------------------------------------------------------
@@ -156,12 +174,15 @@ def _copy(dst, src, cells, heads, rope_dim, dst_token, dst_head, dst_lane, src_t
           BLOCK: tl.constexpr):
     """BLOCK cells per program. All its loads come before its first store, so one program may copy between views that
     overlap; several programs may not."""
-    cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    lane, row = cell % rope_dim, cell // rope_dim
-    head, token = row % heads, row // heads
-    value = tl.load(src + token * src_token + head * src_head + lane * src_lane, mask=cell < cells)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    cell = (start % rope_dim).to(tl.int32) + tl.arange(0, BLOCK)  # from the first row that the program meets
+    row = (start // rope_dim % heads).to(tl.int32) + cell // rope_dim  # from the first token; divided in 32 bits: four times
+    token = start // rope_dim // heads + row // heads  # as fast
+    head, lane = (row % heads).to(tl.int64), (cell % rope_dim).to(tl.int64)
+    copied = start + tl.arange(0, BLOCK) < cells
+    value = tl.load(src + token * src_token + head * src_head + lane * src_lane, mask=copied)
     tl.debug_barrier()
-    tl.store(dst + token * dst_token + head * dst_head + lane * dst_lane, value, mask=cell < cells)
+    tl.store(dst + token * dst_token + head * dst_head + lane * dst_lane, value, mask=copied)
 
 
 def write_back(dst: torch.Tensor, src: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from . import _checks as checks
 from ._launch import remembered
 
 BLOCK_REQUESTS, BLOCK_TOKENS, MOST_SPLITS = 32, 128, 32
+ROW_TILE = (1, 1024)
 
 
 @triton.jit
@@ -174,9 +175,9 @@ def cp_round_robin_split_rows(*, x, split, cp_size, cp_rank):
     """
     count, columns = _split_arguments(x, split, cp_size, cp_rank, rank=2)
     if count and columns:
-        grid = (triton.cdiv(count, 8), min(triton.cdiv(columns, 512), MOST_SPLITS))
-        _every_nth_row[grid](x, split, count, columns, cp_size, cp_rank, *x.stride(), *split.stride(), BLOCK_ROWS=8,
-                             BLOCK_COLUMNS=512)
+        grid = (triton.cdiv(count, ROW_TILE[0]), min(triton.cdiv(columns, ROW_TILE[1]), MOST_SPLITS))
+        _every_nth_row[grid](x, split, count, columns, cp_size, cp_rank, *x.stride(), *split.stride(), BLOCK_ROWS=ROW_TILE[0],
+                             BLOCK_COLUMNS=ROW_TILE[1])
 
 
 def _split_arguments(x, split, cp_size, cp_rank, rank: int) -> tuple[int, int]:

@@ -1,9 +1,11 @@
 """Triton kernels of the metadata family: one launch fills the persistent buffers of every draft backend.
 
-Program (i, 0) writes the lengths of request i, programs (i, 1...) its table rows. A request's place in the batch (the
-rows and sums before it) is a masked sum over the requests before it, so no program waits for another, and a table tile
-is read once and stored for every row and backend. Lengths, strides, alignment and batch size are run-time values: a flag
-says whether every row begins at a multiple of 16 bytes, and whole blocks of such rows take a path of their own.
+Each request has `parts` programs, one after another: the first writes its lengths, the others its table rows, so that
+neighbours write neighbouring memory. A request's place in the batch (the rows and sums before it) is a masked sum over the
+requests before it, so no program waits for another, and a table tile is read once and stored for every row and backend.
+Lengths, strides, alignment and batch size are run-time values: a flag says whether every row begins at a multiple of 16
+bytes, and whole blocks of such rows take a path of their own, which asks the L2 cache to keep what is read, not what is
+written.
 """
 
 import triton
@@ -14,7 +16,7 @@ from ._launch import remembered
 
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
 BLOCK_REQUESTS, BLOCK_ROWS, BLOCK_COLUMNS = 64, 64, 1024
-PROGRAMS, LEAST_SPLITS = 1024, 32
+PROGRAMS, LEAST_SPLITS = 16384, 32
 
 
 @triton.jit
@@ -52,21 +54,22 @@ def _store_blocks(tables, strides, first_row, rows, column, values):
     for r in range(0, rows):
         row = (first_row + r).to(tl.int64)
         for b in tl.static_range(len(tables)):
-            tl.store(tl.multiple_of(tables[b] + row * strides[b][0], 16) + column, values)
+            tl.store(tl.multiple_of(tables[b] + row * strides[b][0], 16) + column, values, eviction_policy="evict_first")
 
 
-@triton.jit(do_not_specialize=["bs", "total_rows", "max_len", "pages", "slots", "topk", "page_size", "draft_tokens", "aligned",
-                               "seq_stride", "extend_stride", "pool_stride", "token_stride_0", "token_stride_1"],
+@triton.jit(do_not_specialize=["parts", "bs", "total_rows", "max_len", "pages", "slots", "topk", "page_size", "draft_tokens",
+                               "aligned", "seq_stride", "extend_stride", "pool_stride", "token_stride_0",
+                               "token_stride_1"],
             do_not_specialize_on_alignment=["seq_lens", "extend_seq_lens", "req_pool_indices", "req_to_token"])
 def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
               cache_seqlens, cu_seqlens_k, seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k,
               page_table_1, real_page_table, ctx_lens, wide_strides, real_strides, ctx_strides,
-              bs, total_rows, max_len, pages, slots, topk, page_size, draft_tokens, aligned, seq_stride, extend_stride,
+              parts, bs, total_rows, max_len, pages, slots, topk, page_size, draft_tokens, aligned, seq_stride, extend_stride,
               pool_stride, token_stride_0, token_stride_1,
               MODE: tl.constexpr, BACKENDS: tl.constexpr, HAS_WIDE: tl.constexpr, HAS_REAL: tl.constexpr,
               HAS_CTX: tl.constexpr, BLOCK_REQUESTS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    request = tl.program_id(0)
-    part = tl.program_id(1)
+    request = tl.program_id(0) // parts
+    part = tl.program_id(0) % parts
     exists = request < bs
 
     if (request == 0) & (part == 0):
@@ -127,14 +130,15 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
         length = tl.where((slot >= 0) & (slot < slots) & exists, tl.minimum(keys, max_len), 0)
         source = req_to_token + slot * token_stride_0
         own = (part - 1) * BLOCK_COLUMNS
-        step = (tl.num_programs(1) - 1) * BLOCK_COLUMNS
+        step = (parts - 1) * BLOCK_COLUMNS
         lanes = tl.arange(0, BLOCK_COLUMNS)
         if HAS_WIDE:
             whole = tl.where(aligned != 0, length, 0) // BLOCK_COLUMNS * BLOCK_COLUMNS
             for start in range(own, length, step):
                 column = (start + lanes).to(tl.int64)
                 if start < whole:
-                    tokens = tl.load(tl.multiple_of(req_to_token + slot * token_stride_0, 16) + column)
+                    tokens = tl.load(tl.multiple_of(req_to_token + slot * token_stride_0, 16) + column,
+                                     eviction_policy="evict_last")
                     _store_blocks(page_table_1, wide_strides, rows_before, rows, column, tokens)
                 else:
                     tokens = tl.load(source + column * token_stride_1, mask=column < length, other=0)
@@ -216,17 +220,16 @@ def _fill(mode, inputs, outputs, bs, rows, max_len, topk, page_size, draft_token
     has_wide, has_real, has_ctx = wide[0] is not None, real[0] is not None, ctx[0] is not None
     columns = max_len if has_wide else pages
     # One program per block of a request's columns, if that does not make too many.
-    splits = min(triton.cdiv(columns, BLOCK_COLUMNS), max(LEAST_SPLITS, PROGRAMS // max(bs, 1)))
-    grid = (max(bs, 1), 1 + splits)
+    parts = 1 + min(triton.cdiv(columns, BLOCK_COLUMNS), max(LEAST_SPLITS, PROGRAMS // max(bs, 1)))
     seq, pool, tokens = inputs["seq_lens"], inputs["req_pool_indices"], inputs["req_to_token"]
     extend = inputs.get("extend_seq_lens", seq)
     cache = tuple(outputs["cache_seqlens"])
-    _metadata[grid](
+    _metadata[(max(bs, 1) * parts,)](
         seq, extend, pool, tokens, cache, tuple(outputs["cu_seqlens_k"]),
         tuple(outputs.get("seqlens_expanded", cache)), tuple(outputs["nsa_cache_seqlens"]),
         tuple(outputs["nsa_cu_seqlens_k"]), tuple(wide) if has_wide else cache, tuple(real) if has_real else cache,
         tuple(ctx) if has_ctx else cache, _strides(wide), _strides(real), _strides(ctx),
-        bs, rows, max_len, pages, tokens.shape[0], topk, page_size, draft_tokens,
+        parts, bs, rows, max_len, pages, tokens.shape[0], topk, page_size, draft_tokens,
         checks.rows_aligned(tokens, *wide) if has_wide else 0, seq.stride(0), extend.stride(0), pool.stride(0),
         *tokens.stride(),
         MODE=mode, BACKENDS=backends, HAS_WIDE=has_wide, HAS_REAL=has_real, HAS_CTX=has_ctx,

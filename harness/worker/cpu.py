@@ -48,6 +48,9 @@ class CpuMemory:
         self.shadow.active = False
         return ""
 
+    def unread_error(self) -> None:
+        """A launch fails where it is made."""
+
     def findings(self) -> list[dict]:
         """What the shadow memory saw; its marks are given back."""
         self.shadow.end()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .arena import DENSE_LIMIT, differences, image, joined
+from .arena import DENSE_LIMIT, PAGE, differences, image, joined
 
 MARGIN = 1 << 16  # bytes beside a block in its slot that are compared as well
 CANARY = 0xA5
@@ -32,7 +32,7 @@ class GpuMemory:
         self.guards = guards
         self.counts = {"launches": 0, "compilations": 0}
         self._hooked = False
-        self._space = None
+        self._space = self._probe = None
         self._barrier = None
         self._blocks: list = []
         self._windows: list[list[tuple[int, np.ndarray]]] = []
@@ -41,7 +41,7 @@ class GpuMemory:
         """Fresh blocks with the given contents."""
         if self._space is None:
             torch.cuda.init()
-            torch.zeros(1, device="cuda")
+            self._probe = torch.zeros(1, device="cuda")
             self._space = GuardPages() if self.guards == "guard pages" else PlainAllocations()
         self._space.release(self._blocks)
         self._windows = [[] for _ in memory["blocks"]]
@@ -137,6 +137,14 @@ class GpuMemory:
             return ""
         return {"kind": KINDS.get(status.name, status.name), "detail": f"{status.name} on the GPU"}
 
+    def unread_error(self) -> RuntimeError | None:
+        """The error of a launch that the call did not look at. CUDA would tell it to whoever looks next."""
+        try:
+            self._probe.fill_(0)
+        except RuntimeError as error:
+            return RuntimeError(f"the call left an error behind that it did not look at: {str(error).splitlines()[0]}")
+        return None
+
     def findings(self) -> list[dict]:
         """Findings of this tier are faults."""
         return []
@@ -192,6 +200,13 @@ def _used(memory: dict) -> list[list[tuple[int, int]]]:
     for view in memory["tensors"].values():  # torch and Triton ask the driver about the first byte of a tensor
         used[view["block"]] += [(0, 1), (view["start"], view["start"] + 1)]
     return used
+
+
+def runs(pages: np.ndarray) -> list[tuple[int, int]]:
+    """Page numbers, in any order, as address ranges of neighbours."""
+    pages = np.unique(pages)
+    return [(int(run[0]) * PAGE, (int(run[-1]) + 1) * PAGE) for run in np.split(pages, np.flatnonzero(np.diff(pages) > 1) + 1)
+            if len(run)]
 
 
 class GuardPages:
@@ -326,18 +341,31 @@ class _Region:
         for address in self._mapped:
             self._mapped[address] = space.map_piece(address)
         self.tensor = _tensor(self._address, size)
+        self._written: list[tuple[int, int]] = []
 
     def write(self, offset: int, data: np.ndarray) -> None:
         self._space.to_device(self._address + offset, data)
+        self._written.append((self._address + offset, self._address + offset + len(data)))
 
     def read(self) -> list[tuple[int, np.ndarray]]:
-        """The mapped parts of the block, as (offset, bytes)."""
+        """What was written before the call and what is not zero after it, by pages, as (offset, bytes)."""
+        written = [np.arange(lo // PAGE, -(-hi // PAGE)) for lo, hi in self._written]
         parts = []
-        for address in self._mapped:
-            lo, hi = max(address, self._address), min(address + self._space.granule, self._address + self.size)
+        for lo, hi in runs(np.concatenate([self._not_zero(), *written])):
+            lo, hi = max(lo, self._address), min(hi, self._address + self.size)
             if lo < hi:
                 parts.append((lo - self._address, self._space.to_host(lo, hi - lo)))
         return parts
+
+    def _not_zero(self) -> np.ndarray:
+        """The numbers of the mapped pages with a byte that is not zero; the GPU looks, since copying them takes longer."""
+        if not self._mapped:
+            return np.zeros(0, dtype=np.int64)
+        granule = self._space.granule
+        looked = [_tensor(a, granule).view(torch.int64).view(-1, PAGE // 8).any(1) for a in self._mapped]
+        found = np.flatnonzero(torch.cat(looked).cpu().numpy())
+        bases = np.fromiter(self._mapped, dtype=np.int64) // PAGE
+        return bases[found // (granule // PAGE)] + found % (granule // PAGE)
 
     def free(self) -> None:
         for address, piece in self._mapped.items():

@@ -78,6 +78,9 @@ class Runner:
         except Exception as raised:  # the subject's error is the result of the call
             error = raised
         reply["fault"] = self.memory.settle()
+        if not reply["fault"]:
+            unread = self.memory.unread_error()
+            error = error or unread
         reply["launches"] = self.memory.counts["launches"] - launches
         if reply["fault"]:
             return {**reply, "findings": []}, []

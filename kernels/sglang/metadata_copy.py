@@ -76,6 +76,8 @@ def supports(case):
         linear = "_dst" in name or name in LINEAR
         if linear and place["kind"] not in ("contiguous", "offset"):
             return f"a contiguous {name.split('[')[0]}: the kernel indexes it linearly"
+    if not fields["requests"]:
+        return "a batch of at least one request: there are as many blocks as it has rows"
     if len({str(b) for b in fields.get("backends", ())}) > 1:
         return "backends with the same buffers: the pitches of the first count for all"
     return True

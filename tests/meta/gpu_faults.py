@@ -54,6 +54,12 @@ def overflows(*, seqlens, cu_seqlens):
         _wrap[(1,)](seqlens, torch.zeros(1, dtype=torch.int32, device=seqlens.device))
 
 
+def leaves_an_error(*, seqlens, cu_seqlens):
+    """The runtime refuses something, and nobody looks."""
+    _sum(seqlens, cu_seqlens)
+    torch.cuda.cudart().cudaHostRegister(1, 0, 0)
+
+
 def device_assert(*, seqlens, cu_seqlens):
     _sum(seqlens, cu_seqlens)
     torch._assert_async((seqlens >= 0).all() & (torch.tensor(len(seqlens), device=seqlens.device) < 2))

@@ -1,5 +1,7 @@
 """On a GPU: faults that end a process are found, named, shrunk, and the run goes on. Without one, nothing here can run."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,11 +11,22 @@ from measure import hunt
 from harness import devices, registry
 from harness.differential import Example, check
 from oracles.seqlens import CuSeqlens
-from harness.client import StandIn, Worker, WorkerOptions
+from harness.client import ROOT, StandIn, Worker, WorkerOptions
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not devices.gpus(), reason="no GPU is visible here; pytest --require-gpu is red then")
 
+FAR_BLOCK = """
+from harness.worker.gpu import GpuMemory
+memory, size, page = GpuMemory("guard pages"), (1 << 30) + 24, 4096
+memory.map({"blocks": [{"bytes": size, "guard": "right"}], "windows": [[0, 7 * page + 5, 3]], "access": [[0, 1 << 29, 1, 1, 1]],
+            "tensors": {}}, [bytes([1, 2, 3])])
+block = memory.bytes(0, 0, size)
+block[7 * page + 6] = 0  # a byte of the window becomes zero, and one elsewhere becomes another
+block[1 << 29] = 9
+((positions, values),) = memory.changes()
+print(positions.tolist(), values.tolist())
+"""
 FAULTS = [
     ("reads_one_past", "illegal address"),
     ("reads_one_before", "illegal address"),
@@ -54,6 +67,11 @@ def test_an_integer_that_wraps_shows_only_where_triton_checks_for_it(worker, tmp
     assert {r.found.kind for r in outcome.reports} == {("fault", "device assert")}
 
 
+def test_of_a_far_block_every_byte_that_changed_is_reported():
+    done = subprocess.run([sys.executable, "-c", FAR_BLOCK], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n")[0] == str([7 * 4096 + 6, 1 << 29]) + " [0, 9]", done.stderr
+
+
 ONE, TWO = Example((CuSeqlens((3, 5)),)), Example((CuSeqlens((3, 5)), CuSeqlens((4, 9)), CuSeqlens((0, 1))))
 
 
@@ -67,6 +85,12 @@ def test_what_capture_froze_shows_only_when_a_session_replays_the_graph(worker):
     assert check(ONE, StandIn(worker, "frozen_at_capture"), {}) == []
     assert {f.kind for f in check(TWO, StandIn(worker, "frozen_at_capture"), {})} == {("interference", "cu_seqlens")}
     assert check(TWO, StandIn(worker, "honest"), {}) == []
+
+
+def test_an_error_that_nobody_looked_at_is_laid_at_its_own_door(worker):
+    found = check(ONE, StandIn(worker, "leaves_an_error"), {})
+    assert [f.check for f in found] == ["raised"] and "invalid argument" in found[0].sentence
+    assert check(ONE, StandIn(worker, "honest"), {}) == []
 
 
 def test_a_call_that_waits_for_the_gpu_cannot_be_captured(worker):
