@@ -142,7 +142,8 @@ def fingerprint(adapter: Path, package: Path) -> str:
     text += "".join(file.read_text() for file in shared if file.stem != "_upstream")
     tree = ast.parse(text)
     strings = _strings(tree)
-    asked = {s for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("_of") for s in _strings(n)}
+    asked = {argument.value for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("_of")
+             for argument in n.args if isinstance(argument, ast.Constant) and len(n.args) < 3}  # the third names a file
     homes = definitions(package)
     taken = []
     for name in sorted(strings):

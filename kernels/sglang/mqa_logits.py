@@ -16,11 +16,7 @@ _METHODS = ("_get_mqa_logits_budget_bytes", "_should_chunk_mqa_logits", "_mqa_lo
 
 def _definitions(path: str | None, keep) -> list[ast.stmt]:
     """The definitions of a file that `keep` picks, those inside classes included; none if there is no such file."""
-    folder = _upstream.root()
-    if folder is None or path is None or not (folder / path).exists():
-        return []
-    tree = ast.parse((folder / path).read_text())
-    return [node for node in ast.walk(tree) if keep(node)]
+    return [node for node in ast.walk(ast.parse(_upstream.text(path))) if keep(node)]
 
 
 class _Engine:
