@@ -300,7 +300,8 @@ def _repaired(releases: list[Release], judgements: list[dict]) -> list[str]:
 def _newest(release: Release, judgements: list[dict], numbers: dict[tuple[Cause, str], int]) -> list[str]:
     """Every transform of the newest release, by what is to be said of it."""
     said: dict[str, list[str]] = defaultdict(list)
-    for t in sorted(release.verdicts):
+    transforms = sorted(t for t in release.verdicts if " " not in t)  # "metadata sessions" is a lane of several
+    for t in transforms:
         kinds = {numbers[c, release.version]: judgement(c, release.version, judgements) for c in release.findings if c[0] == t}
         for number, which in sorted(kinds.items()):
             said["not judged" if which is None else judgements[which]["kind"]].append(f"`{t}` ({number})")
@@ -308,7 +309,7 @@ def _newest(release: Release, judgements: list[dict], numbers: dict[tuple[Cause,
             said["nothing found"].append(f"`{t}`")
     order = [kind for kind in ("not judged", *KINDS, "nothing found") if said[kind]]
     return ["", f"## {release.version}, judged strictly", "",
-            f"{len(release.verdicts)} transforms. A defect breaks what the kernel, its docstring or its caller says; the "
+            f"{len(transforms)} transforms. A defect breaks what the kernel, its docstring or its caller says; the "
             "numbers are those of the findings below.", "", *[f"- {kind}: {', '.join(said[kind])}" for kind in order]]
 
 
