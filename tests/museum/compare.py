@@ -1,128 +1,214 @@
-"""What other ways of testing see of the museum: `python -m tests.museum.compare [--viz COMMAND] [ID...]`.
+"""What other ways of testing see of the museum: `python -m tests.museum.compare --write [--viz COMMAND]`. See --help.
 
-The same examples of the same strategies for every column, seed 0, up to the gate's budget: the suite; its red zones alone
-(canaries around and between rows); an ordinary test (`plain.py equal`); triton-viz's sanitizer (`plain.py viz`, where its
-command is given). Writes docs/comparison.md and report/comparison.json.
+The same examples of the same strategies for every column, seed 0, up to the gate's budget. Every row is kept in a file as soon
+as it is measured, so that a column can be measured alone, elsewhere, and merged.
 """
 
 import argparse
 import json
-import re
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 
-from harness.client import ROOT, StandIn
+from harness import devices
+from harness.client import ROOT, StandIn, UsageError
 from harness.differential import check
 from harness.findings import CheckOptions
-from tests.museum import catalogue, run
+from harness.sanitized import ENVIRONMENT, CannotRun, find_tool, told, under
+from tests.museum import catalogue, plain, run
+from tests.museum.comparison import TOOLS, Column, merged, page, save, summary
 
 PAGE = ROOT / "docs" / "comparison.md"
 PLAIN = str(run.HERE / "plain.py")
-TOOLS = {"suite": "the suite", "redzones": "red zones only", "equal": "ordinary test", "viz": "triton-viz 3.0"}
-KERNELS = "triton-viz looks at Triton kernels only; exhibits in PyTorch or plain Python are out of its reach"
+FOR_KERNELS = ("viz", *plain.ON_A_GPU)  # these look at Triton kernels; most exhibits are PyTorch
 
 
-def suite(room: run.Room, exhibit) -> dict:
-    """All checks."""
-    hunted = run.hunt(room, exhibit, 0)
-    return {"seen": bool(hunted.kind), "examples": hunted.examples, "seconds": hunted.seconds}
+# -- our own checks -------------------------------------------------------------------------------------------------------
 
 
-def redzones(room: run.Room, exhibit) -> dict:
-    """Nothing but the bytes that belong to no tensor; a crash shows as well."""
-    stand, tried, started = StandIn(room.worker, exhibit.id), 0, time.monotonic()
+def ours(tool: str, ids: list[str], column: Column) -> Iterator[None]:
+    """All checks, of which only findings of the declared kind count; or nothing but the bytes that belong to no tensor."""
+    room = run.Room()
+    column.on = f"{os.cpu_count()} cores, {plain.ON}"
+    for name in ids:
+        column.rows[name] = plain.with_twin(name, lambda *what: _hunt(room, tool, catalogue.EXHIBITS[name], *what))
+        yield
+
+
+def _hunt(room: run.Room, tool: str, exhibit, function: str, counted: int) -> dict:
+    stand, tried, started, found, how = StandIn(room.worker, function), 0, time.monotonic(), [], ""
 
     def visit(example) -> None:
-        nonlocal tried
+        nonlocal tried, how
+        if tool == "redzones" and time.monotonic() - started > plain.LIMIT:
+            how = plain.LATE
+            raise run.Over
         tried += 1
-        if exhibit.lane != "inside":
-            room.worker.restart_child()
-        if check(example, stand, run.rules(exhibit), CheckOptions(checks=("redzones",), rules=())):
-            raise Found
+        if tool == "redzones":
+            if exhibit.lane != "inside":
+                room.worker.restart_child()
+            options = CheckOptions(checks=("redzones",), rules=())
+            found[:] = [f for f in check(example, stand, run.rules(exhibit), options) if f.check == "redzones"]
+        elif function == exhibit.id:
+            found[:] = filter(None, [room.caught(exhibit, example)])
+        else:
+            found[:] = room.judge(exhibit, function, example)
+        if found:
+            raise run.Over
 
     try:
-        run.search(exhibit, run.budget(exhibit, run.BUDGET), 0, visit)
-    except Found:
-        return {"seen": True, "examples": tried, "seconds": time.monotonic() - started}
+        run.search(exhibit, run.budget(exhibit, counted), 0, visit)
     except run.Over:
         pass
-    return {"seen": False, "examples": tried, "seconds": time.monotonic() - started}
+    how = " ".join(found[0].kind) if found else how
+    return {"seen": bool(found), "how": how, "examples": tried, "seconds": time.monotonic() - started}
 
 
-class Found(BaseException):
-    """Ends a search."""
+# -- others ---------------------------------------------------------------------------------------------------------------
 
 
-def others(command: list[str], tool: str, ids: list[str]) -> dict[str, dict]:
+def others(tool: str, ids: list[str], column: Column, command: list[str]) -> Iterator[None]:
     """`plain.py` under a command, exhibit by exhibit."""
-    lines = subprocess.run([*command, PLAIN, tool, *ids], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return {row["id"]: row for row in map(json.loads, lines.splitlines())}
+    process = subprocess.Popen([*command, PLAIN, tool, *ids], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        row = json.loads(line)
+        if "on" in row:
+            column.on = f"{os.cpu_count()} cores, {row['on']}"
+        else:
+            column.rows[row.pop("id")] = row
+            yield
+    if process.wait():
+        raise CannotRun(f"{' '.join(command)} ended with status {process.returncode}")
 
 
-def uses_triton(name: str) -> bool:
-    """Whether an exhibit's body launches a kernel, as its file says."""
-    for path in run.HERE.glob("*.py"):
-        found = re.search(rf'@exhibit\("{name}"\)\ndef .*?(?=\n@exhibit|\Z)', path.read_text(), re.DOTALL)
-        if found:
-            return "[(" in found.group() or "[grid" in found.group()
-    raise LookupError(name)
+def sanitized(tool: str, ids: list[str], column: Column, command: str, jobs: int) -> Iterator[None]:
+    """A process under compute-sanitizer per function: a memory fault ends it, and what it wrote belongs to that function."""
+    versions = subprocess.run([command, "--version"], capture_output=True, text=True).stdout.split()
+    column.on = f"{_machine()}, compute-sanitizer {versions[-1] if versions else '?'}, {jobs} processes"
+    failed = []
+    with ThreadPoolExecutor(jobs) as pool:
+        hunts = {pool.submit(plain.with_twin, name, lambda *what: _one(tool, command, *what)): name for name in ids}
+        for hunted in as_completed(hunts):
+            try:
+                column.rows[hunts[hunted]] = hunted.result()
+            except RuntimeError as error:
+                failed.append(f"{hunts[hunted]}: {str(error).splitlines()[-1]}")
+            yield
+    if failed:
+        raise CannotRun(f"{tool} has no result for {len(failed)}: {'; '.join(failed)}")
+    if not any(row["seen"] for row in column.rows.values()):
+        raise CannotRun(f"{tool} saw nothing at all; this column proves nothing")
 
 
-def page(results: dict[str, dict[str, dict]], tools: list[str]) -> str:
-    """The table as Markdown."""
-    bugs = catalogue.bugs()
-    lines = ["# The museum under other ways of testing", "",
-             "Written by `python -m tests.museum.compare`. The same bugs, strategies and examples for every column (seed 0, up "
-             f"to {run.BUDGET} counted): examples and seconds to the first sign of the bug; empty: not seen. *Ordinary test*: "
-             "contiguous tensors, zeroed outputs, what must be written compared by `torch.equal`. *Red zones only*: canaries "
-             "around and between rows.", "", "| column | seen | of | clean twins called faulty | median seconds |",
-             "| --- | ---: | ---: | ---: | ---: |"]
-    for tool in tools:
-        rows = [r[tool] for name, r in results.items() if tool != "viz" or uses_triton(name)]
-        found = sorted(r["seconds"] for r in rows if _seen(r))
-        alarms = sum(bool(r.get("false_alarm")) for r in rows)
-        median = f"{found[len(found) // 2]:.2f}" if found else ""
-        lines.append(f"| {TOOLS[tool]} | {len(found)} | {len(rows)} | {alarms} | {median} |")
-    lines += ["", *([KERNELS + ".", ""] if "viz" in tools else []),
-              "| id | bug | " + " | ".join(TOOLS[t] for t in tools) + " |", "| --- | --- |" + " ---: |" * len(tools)]
-    for name, row in results.items():
-        cells = ["n/a" if t == "viz" and not uses_triton(name) else _cell(row[t]) for t in tools]
-        lines.append(f"| {name} | {bugs[name].title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def _one(tool: str, command: str, function: str, counted: int) -> dict:
+    with tempfile.TemporaryDirectory(prefix="plumbline-compare-") as folder, tempfile.TemporaryFile("w+") as errors:
+        line = [*under(command, tool, Path(folder)), sys.executable, PLAIN, tool, function, str(counted), folder]
+        environment = {**os.environ, **devices.environment("cuda", 0), **ENVIRONMENT}
+        process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors,
+                                   start_new_session=True)
+        try:
+            result = plain.watch(process.stdout.fileno(), plain.PATIENCE["cuda"])
+        except RuntimeError as error:
+            errors.seek(0)
+            raise RuntimeError(f"{error} {errors.read()[-300:]}".strip()) from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said = told(Path(folder))
+    return {**result, "seen": result["seen"] or bool(said), "how": "sanitizer" if said else result["how"], "said": said[:2]}
 
 
-def _seen(result: dict) -> bool:
-    return result["seen"] and not result.get("false_alarm")
+def _machine() -> str:
+    """The GPU and what runs on it."""
+    name = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True).stdout
+    return ", ".join([*name.splitlines()[:1], plain.ON])
 
 
-def _cell(result: dict) -> str:
-    if result.get("false_alarm"):
-        return "also in the clean twin"
-    if not result["seen"]:
-        return ""
-    how = f" ({result['how']})" if result.get("how") in ("hang", "crash") else ""
-    return f"{result['examples'] or '?'}, {result['seconds']:.2f} s{how}"
+# -- the command ----------------------------------------------------------------------------------------------------------
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser("compare", description=__doc__.splitlines()[0])
-    parser.add_argument("id", nargs="*", help="exhibits (default: all)")
-    parser.add_argument("--viz", default="", help="triton-viz's command, e.g. triton-sanitizer; the column is left out without")
-    options = parser.parse_args()
-    ids = options.id or list(catalogue.EXHIBITS)
-    room = run.Room()
-    results = {name: {"suite": suite(room, catalogue.EXHIBITS[name]), "redzones": redzones(room, catalogue.EXHIBITS[name])}
-               for name in ids}
-    columns = {"equal": [sys.executable]} | ({"viz": options.viz.split()} if options.viz else {})
-    for tool, command in columns.items():
-        for name, row in others(command, tool, ids).items():
-            results[name][tool] = row
-    (ROOT / "report").mkdir(exist_ok=True)
-    (ROOT / "report" / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")
-    if not options.id:
-        PAGE.write_text(page(results, ["suite", "redzones", *columns]))
-    print(page(results, ["suite", "redzones", *columns]))
+def measure(tool: str, ids: list[str], column: Column, options: argparse.Namespace) -> Iterator[None]:
+    """Fill a column, a row at a time."""
+    if tool in FOR_KERNELS:
+        ids = [name for name in ids if name in kernels()]
+    if tool in plain.ON_A_GPU:
+        return sanitized(tool, ids, column, find_tool(), options.jobs)
+    if tool in ("suite", "redzones"):
+        return ours(tool, ids, column)
+    return others(tool, ids, column, shlex.split(options.viz) if tool == "viz" else [sys.executable])
+
+
+@cache
+def kernels() -> set[str]:
+    """The exhibits that launch Triton kernels."""
+    return set(subprocess.run([sys.executable, PLAIN, "kernels"], check=True, capture_output=True, text=True).stdout.split())
+
+
+def missing(columns: dict[str, Column]) -> list[str]:
+    """The columns that lack exhibits, and how many."""
+    wanted = {tool: kernels() if tool in FOR_KERNELS else set(catalogue.EXHIBITS) for tool in columns}
+    return [f"{tool} lacks {len(wanted[tool] - set(c.rows))}" for tool, c in columns.items() if wanted[tool] - set(c.rows)]
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m tests.museum.compare", description="Other ways of testing on the museum.")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="exhibits, B001 and so on (default: all)")
+    parser.add_argument("--only", action="append", choices=tuple(TOOLS), default=[], help="which columns to measure (default: "
+                        "suite, redzones and equal, viz where its command is given, and none with --merge)")
+    parser.add_argument("--viz", default="", metavar="COMMAND", help="triton-viz's sanitizer, e.g. triton-sanitizer")
+    parser.add_argument("--jobs", type=int, default=devices.worker_count("cuda"), help="parallel processes on a GPU")
+    parser.add_argument("--merge", action="append", type=Path, default=[], help="start from the columns of this file")
+    parser.add_argument("--out", type=Path, default=ROOT / "report" / "comparison.json", help="where the columns go")
+    parser.add_argument("--write", action="store_true", help="write docs/comparison.md")
+    return parser
+
+
+def _validate(options: argparse.Namespace) -> list[str]:
+    """The columns to measure.
+
+    Raises:
+        UsageError: something that they need is not there.
+    """
+    tools = options.only or ([] if options.merge else ["suite", "redzones", "equal", *(["viz"] if options.viz else [])])
+    run.chosen(options.ids, "cpu")
+    for path in options.merge:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist")
+    if "viz" in tools and not options.viz:
+        raise UsageError("--only viz needs --viz COMMAND")
+    if set(tools) & set(plain.ON_A_GPU) and not devices.gpus():
+        raise UsageError(f"--only {tools[0]}: no GPU is visible here (nvidia-smi lists none)")
+    return tools
+
+
+def main(given: list[str] | None = None) -> int:
+    options = arguments().parse_args(given)
+    try:
+        tools, columns = _validate(options), merged(options.merge)
+        for tool in tools:
+            columns.setdefault(tool, Column())
+            for _ in measure(tool, options.ids or list(catalogue.EXHIBITS), columns[tool], options):
+                save(options.out, columns)
+            print(summary(tool, columns[tool]), flush=True)
+        save(options.out, columns)
+        lacks = missing({"suite": Column(), **columns}) if options.write else []
+        if lacks:
+            raise UsageError(f"--write needs whole columns: {', '.join(lacks)} of the exhibits")
+    except (CannotRun, UsageError) as error:
+        print(f"compare: {error}")
+        return 2
+    if options.write:
+        PAGE.write_text(page(columns))
     return 0
 
 
