@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from kernels.sglang._upstream import definitions
 
 SUBJECT = "sglang"
 JUDGEMENTS = ROOT / "kernels" / SUBJECT / "judgements.toml"
+ADAPTERS = sorted((ROOT / "kernels" / SUBJECT).glob("[a-z]*.py"))
 PAGE = ROOT / "docs" / "releases.md"
 # Rules that upstream changed as the repair of a bug: older versions are held to the newer one.
 STRICT = ("seqlens_expand:clamp=zero",)  # #30378
@@ -45,7 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("ci/releases", description=__doc__.splitlines()[0])
     parser.add_argument("release", nargs="+", type=Path, help="a wheel, or a folder that one was unpacked or installed in")
     parser.add_argument("--profile", default="quick", help="how much to try (default: quick)")
-    parser.add_argument("-k", dest="only", default="", help="only these families, comma-separated")
+    parser.add_argument("-k", dest="only", default="", help="run only these families, comma-separated; others stay as reported")
     parser.add_argument("-n", dest="jobs", type=int, default=os.cpu_count(), help="families at a time (default: one a core)")
     parser.add_argument("--outside", action="store_true", help="also what kernels do outside their contracts (twice the time)")
     parser.add_argument("--report", type=Path, default=ROOT / "report" / "releases", help="a folder for each version's report")
@@ -56,19 +58,30 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments().parse_args(given)
+    only = set(filter(None, options.only.split(",")))
+    if unknown := only - {adapter.stem for adapter in ADAPTERS}:
+        print(f"ci/releases: no family {', '.join(sorted(unknown))}; there are {', '.join(a.stem for a in ADAPTERS)}")
+        return 2
     with tempfile.TemporaryDirectory() as scratch:
         folders = {_version(folder): folder for folder in (_folder(path, Path(scratch)) for path in options.release)}
         if "" in folders:
             print(f"ci/releases: {folders['']} holds no {SUBJECT}-VERSION.dist-info; give a wheel, or its unpacked folder")
             return 2
-        jobs = _jobs(dict(sorted(folders.items(), key=lambda item: _order(item[0]))), options.only)
+        every = _jobs(dict(sorted(folders.items(), key=lambda item: _order(item[0]))))
+        asked = [job for job in every if not only or job.family in only]
         if not options.from_report:
             with ThreadPoolExecutor(options.jobs) as pool:
-                statuses = list(pool.map(lambda job: _check(folders[job.versions[-1]], job, options), jobs))
-            failed = [f"{job.family} of {job.versions[-1]}" for job, status in zip(jobs, statuses) if status not in (0, 1)]
+                statuses = list(pool.map(lambda job: _check(folders[job.versions[-1]], job, options), asked))
+            failed = [job.name for job, status in zip(asked, statuses) if status not in (0, 1)]
             if failed:
                 print(f"ci/releases: no verdict on {', '.join(failed)}; the logs are in {options.report}")
                 return 2
+    lost = [job for job in every if not (options.report / job.versions[-1] / job.family / "verdicts.json").exists()]
+    if missing := [job.name for job in lost if job in asked]:
+        print(f"ci/releases: no report on {', '.join(missing)} in {options.report}; run without --from-report")
+        return 2
+    # Families that were not asked for stay on the page as their last run left them, if all their versions have a report.
+    jobs = [job for job in every if job.family not in {job.family for job in lost}]
     releases = [_release(options.report, v, jobs) for v in sorted(folders, key=_order)]
     judgements = load(JUDGEMENTS)
     options.page.write_text(page(releases, judgements, options.profile, sorted({job.family for job in jobs})))
@@ -108,13 +121,16 @@ class Job:
     family: str
     versions: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.family} of {self.versions[-1]}"
 
-def _jobs(folders: dict[str, Path], only: str) -> list[Job]:
+
+def _jobs(folders: dict[str, Path]) -> list[Job]:
     groups: dict[tuple[str, str], list[str]] = {}
-    for adapter in sorted((ROOT / "kernels" / SUBJECT).glob("[a-z]*.py")):
+    for adapter in ADAPTERS:
         for version, folder in folders.items():
-            if not only or adapter.stem in only.split(","):
-                groups.setdefault((adapter.stem, fingerprint(adapter, folder / SUBJECT)), []).append(version)
+            groups.setdefault((adapter.stem, fingerprint(adapter, folder / SUBJECT)), []).append(version)
     return [Job(family, tuple(versions)) for (family, text), versions in groups.items() if text]
 
 
@@ -122,7 +138,12 @@ def fingerprint(adapter: Path, package: Path) -> str:
     """A hash of all that an adapter takes from a version, or '' where it takes nothing: every string in it that names a
     function of the version, or a file, of which it then takes the functions that it names."""
     text = adapter.read_text()
-    strings = {n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    shared = (adapter.parent / f"{name}.py" for line in re.findall(r"from \. import (.+)", text) for name in line.split(", "))
+    text += "".join(file.read_text() for file in shared if file.stem != "_upstream")
+    tree = ast.parse(text)
+    strings = _strings(tree)
+    asked = {argument.value for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("_of")
+             for argument in n.args if isinstance(argument, ast.Constant) and len(n.args) < 3}  # the third names a file
     homes = definitions(package)
     taken = []
     for name in sorted(strings):
@@ -132,9 +153,13 @@ def fingerprint(adapter: Path, package: Path) -> str:
             file = (package / homes[name]).read_text()
             if f'home("{name}")' in text:
                 taken.append(file)
-            elif name.startswith("_") or f'_of("{name}")' in text or _is_kernel(name, ast.parse(file)):
+            elif name.startswith("_") or name in asked or _is_kernel(name, ast.parse(file)):
                 taken += _with_helpers(name, ast.parse(file))
     return hashlib.sha256("".join(taken).encode()).hexdigest() if taken else ""
+
+
+def _strings(tree: ast.AST) -> set[str]:
+    return {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
 
 def _named(names: set[str], file: ast.Module) -> list[str]:
@@ -172,6 +197,8 @@ def _check(folder: Path, job: Job, options) -> int:
                f"--report={report}", *(f"--variant={v}" for v in STRICT), *([] if options.outside else ["-k", "not outside"])]
     with (report / "log.txt").open("w") as log:
         status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+    for finding in json.loads((report / "findings.json").read_text()) if status in (0, 1) else []:
+        shutil.copy(ROOT / finding["path"], report)
     what = {0: "clean", 1: "findings"}.get(status, f"no verdict (pytest: {status})")
     print(f"{job.family} of {', '.join(job.versions)}: {what}", flush=True)
     return status
@@ -206,6 +233,8 @@ def load(path: Path) -> list[dict]:
             lacks.add("contract")
         if entry.get("kind") == "upstream issue" and not entry.get("issue"):
             lacks.add("issue")
+        if entry.get("repair") and not entry.get("bug"):
+            lacks.add("bug")
         if lacks or entry["kind"] not in KINDS:
             raise ValueError(f"{path.name}: {entry}: " + (f"needs {', '.join(sorted(lacks))}" if lacks else f"kind: {KINDS}"))
     return entries
@@ -234,10 +263,54 @@ def page(releases: list[Release], judgements: list[dict], profile: str, families
     for t in transforms:
         cells = [_cell(r, t, numbers) for r in releases]
         lines.append(f"| `{t}` | " + " | ".join(cells) + " |")
-    lines += ["", "## Findings", ""]
+    lines += _repaired(releases, judgements) + _newest(releases[-1], judgements, numbers)
+    lines += ["", "## Findings", "",
+              "The run keeps every finding as a case file, `report/releases/VERSION/FAMILY/TRANSFORM-*.json`. `ci/replay CASE "
+              "--subject-path FOLDER` replays it on the unpacked wheel; with `--script` it writes it as one Python file.", ""]
     for number in sorted(set(numbers.values())):
         lines += _finding(number, [where for where, n in numbers.items() if n == number], releases, judgements)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _repaired(releases: list[Release], judgements: list[dict]) -> list[str]:
+    """What upstream has repaired since: findings whose judgement names the repair, and which no later release has."""
+    versions = [r.version for r in releases]
+    places: dict[str, list[tuple[str, Cause, dict]]] = defaultdict(list)
+    for release in releases:
+        for cause, found in release.findings.items():
+            which = judgement(cause, release.version, judgements)
+            if which is not None and "repair" in judgements[which]:
+                places[judgements[which]["repair"]].append((release.version, cause, {**judgements[which], **found}))
+    rows = []
+    for repair, found in places.items():
+        last = max(versions.index(version) for version, *_ in found)
+        if last + 1 < len(versions):
+            first = min(versions.index(version) for version, *_ in found)
+            case = min((f["case"] for *_, f in found), key=lambda text: (len(text), text))
+            names = ", ".join(sorted({f"`{cause[0]}`" for _, cause, _ in found}))
+            rows.append((first, f"| {found[0][2]['bug']} | {repair} | {names} | {versions[first]} | {versions[last + 1]} "
+                                f"| `{case}` |"))
+    return ["", "## Bugs that upstream has repaired since", "",
+            f"{len(rows)} of the findings below are bugs that a later release no longer has because the code was changed to "
+            "repair them. *In*: the first release checked that has it; *gone*: the first that has it no longer.", "",
+            "| bug | repair | transform | in | gone | smallest case |", "| --- | --- | --- | --- | --- | --- |",
+            *[row for _, row in sorted(rows)]] if rows else []
+
+
+def _newest(release: Release, judgements: list[dict], numbers: dict[tuple[Cause, str], int]) -> list[str]:
+    """Every transform of the newest release, by what is to be said of it."""
+    said: dict[str, list[str]] = defaultdict(list)
+    transforms = sorted(t for t in release.verdicts if " " not in t)  # "metadata sessions" is a lane of several
+    for t in transforms:
+        kinds = {numbers[c, release.version]: judgement(c, release.version, judgements) for c in release.findings if c[0] == t}
+        for number, which in sorted(kinds.items()):
+            said["not judged" if which is None else judgements[which]["kind"]].append(f"`{t}` ({number})")
+        if not kinds:
+            said["nothing found"].append(f"`{t}`")
+    order = [kind for kind in ("not judged", *KINDS, "nothing found") if said[kind]]
+    return ["", f"## {release.version}, judged strictly", "",
+            f"{len(transforms)} transforms. A defect breaks what the kernel, its docstring or its caller says; the "
+            "numbers are those of the findings below.", "", *[f"- {kind}: {', '.join(said[kind])}" for kind in order]]
 
 
 def _numbers(releases: list[Release], judgements: list[dict]) -> dict[tuple[Cause, str], int]:

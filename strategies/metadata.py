@@ -112,6 +112,7 @@ def draft_extend_metadata(draw, max_requests: int = 4) -> DraftExtend:
     request = st.builds(real, any_slot(frame["slots"]), extend, _lengths(frame))
     padding = st.builds(ExtendReq, slot=any_slot(frame["slots"]), seq_len=st.just(1), extend_len=st.just(width))
     batch = _batch(draw, frame, request, padding, max_requests)
+    static = static and len({r.extend_len for r in batch}) < 2  # long batches are of shortened requests
     return _rounded(draw, DraftExtend(batch, static=static, extend_extra=draw(st.sampled_from((0, 1))), **frame))
 
 

@@ -1,6 +1,8 @@
 """Reaching the kernels of an installed SGLang without importing the rest of it."""
 
+import __future__
 import ast
+import builtins
 import functools
 import importlib
 import importlib.util
@@ -13,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-HOMES = ("kernels/ops", "srt/layers/attention", "srt/speculative", "srt/mem_cache", "jit_kernel")
+HOMES = ("kernels/ops", "srt/layers/attention", "srt/speculative", "srt/mem_cache", "jit_kernel", "srt/layers/utils",
+         "srt/layers/cp")
 OTHER_MODELS = ("dsv4", "kpool")  # kernels of the same names for caches of another layout
 _DEFINITION = re.compile(r"^ *def (\w+)\(", re.MULTILINE)
 
@@ -57,6 +60,11 @@ def file_of(name: str) -> str | None:
     Kernels moved between files from version to version, hardly ever changing their names."""
     folder = root()
     return definitions(folder).get(name) if folder else None
+
+
+def first_of(*names: str) -> str:
+    """The first of these names that this version has a function of, or ''."""
+    return next((name for name in names if file_of(name)), "")
 
 
 @functools.cache
@@ -110,12 +118,58 @@ def _is_constant(node: ast.stmt) -> bool:
     return isinstance(value, ast.Constant)
 
 
+def text(file: str | None) -> str:
+    """A file of this version, or ''."""
+    path = root() / file if root() and file else None
+    return path.read_text() if path and path.is_file() else ""
+
+
+@functools.cache
 def source(name: str) -> str:
     """The text of the function that `file_of` finds, or ''."""
-    path = file_of(name)
-    text = (root() / path).read_text() if path else ""
-    return next((ast.get_source_segment(text, node) for node in ast.walk(ast.parse(text))
+    code = text(file_of(name))
+    return next((ast.get_source_segment(code, node) for node in ast.walk(ast.parse(code))
                  if isinstance(node, ast.FunctionDef) and node.name == name), "")
+
+
+def function_of(name: str, scope: dict, file: str = "", imports: dict | None = None):
+    """A function or method of this version, executed alone, without decorators; None if this version has none.
+
+    Its module belongs to the whole runtime: `scope` stands for what it reads from it, `imports` for what it imports itself.
+    """
+    code = _code_of(name, file or file_of(name)) if name else None
+    if code is None:
+        return None
+    own = {**scope, "__name__": f"sglang_host.{name}"}
+    if imports:
+        own["__builtins__"] = {**vars(builtins), "__import__": lambda module, *_: imports[module]}
+    exec(code, own)
+    return own[name]
+
+
+@functools.cache
+def _code_of(name: str, file: str | None):
+    """A definition that does something, compiled; its annotations name what is not here, and stay text."""
+    found = [n for n in ast.walk(ast.parse(text(file))) if isinstance(n, ast.FunctionDef) and n.name == name
+             and not any("abstract" in ast.unparse(d) for d in n.decorator_list)]
+    if not found:
+        return None
+    found[0].decorator_list = []
+    return compile(ast.Module(found[:1], []), str(root() / file), "exec", __future__.annotations.compiler_flag, True)
+
+
+class Torch:
+    """PyTorch, except that what it makes on "cuda" (or on a stand-in for a device) lies on `device`, or is what `made` says."""
+
+    def __init__(self, device: torch.device, **made):
+        self._device, self._made = device, made
+
+    def __getattr__(self, name: str):
+        if name in self._made:
+            return self._made[name]
+        if name not in ("full", "ones", "zeros", "empty", "arange", "tensor"):
+            return getattr(torch, name)
+        return lambda *args, **options: getattr(torch, name)(*args, **{**options, "device": self._device})
 
 
 def _is_kernel(node: ast.stmt) -> bool:

@@ -7,8 +7,6 @@ from . import _upstream
 
 VERSION = _upstream.version()
 
-
-
 VARIANTS = {"quantize_k_cache": {"scale": "fp32", "tiny": "undefined"}}
 _NAMES = {
     "get_k": "_get_k_triton_kernel", "get_s": "_get_s_triton_kernel", "get_k_and_s": "_get_k_and_s_triton_kernel",
@@ -18,6 +16,7 @@ _NAMES = {
 _kernels = {contract: _upstream.kernel(name) for contract, name in _NAMES.items()}
 MISSING = {contract: f"this SGLang has no {_NAMES[contract]}" for contract, kernel in _kernels.items() if kernel is None}
 MISSING["fused_store_index_cache"] = "fused_store_index_k_cache is CUDA C++ and needs a GPU"
+_PAGED = _upstream.first_of("dequantize_k_cache_paged_dsa", "dequantize_k_cache_paged")
 _PRESHUFFLES = "set_k_and_s" not in MISSING and "PRESHUFFLE_TILE" in _kernels["set_k_and_s"].arg_names
 _BATCHED = "get_k_and_s" not in MISSING and "seq_len_num_pow" in _kernels["get_k_and_s"].arg_names
 
@@ -73,9 +72,17 @@ def _dequantize_k_cache(*, quant_k_cache, k_cache):
 
 
 def _dequantize_k_cache_paged(*, quant_k_cache, page_table_1_flattened, k_cache):
-    parts = _parts(quant_k_cache)
-    _kernels["dequantize_k_cache_paged"][(len(page_table_1_flattened), 5)](
-        k_cache, *parts, page_table_1_flattened, k_cache.stride(0), *(p.stride(0) for p in parts), **_DIMS)
+    """Upstream's own wrapper, whose output is `k_cache`."""
+    count = len(page_table_1_flattened)
+    output = k_cache[:count].view(count, 1, 576)
+    wrapper = _upstream.function_of(_PAGED, {
+        "torch": _upstream.Torch(k_cache.device, empty=lambda *shape, **_: output), "triton": triton, "_infer_dsa_dims": _dims,
+        "_dequantize_k_cache_paged_kernel": _kernels["dequantize_k_cache_paged"]})
+    wrapper(quant_k_cache.view(torch.float8_e4m3fn), page_table_1_flattened)
+
+
+def _dims(bytes_per_token: int) -> tuple[int, int]:
+    return 512, 64
 
 
 def supports(case):

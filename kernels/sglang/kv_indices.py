@@ -4,7 +4,6 @@ Where a backend passes `table.shape[1]` as the row pitch, the kernels are given 
 tables can be tried; for the contiguous tables of the backends both are the same number.
 """
 
-import ast
 from types import SimpleNamespace
 
 import torch
@@ -21,25 +20,6 @@ _draft = _upstream.kernel("generate_draft_decode_kv_indices")
 _BY_BLOCK = bool(_upstream.file_of("get_num_kv_index_blocks_flashmla"))  # #27320: the grid covers the row's width
 _BLOCK_TOKENS = 4096
 _WIDENS = "to(tl.int64)" in _upstream.source("create_flashinfer_kv_indices_triton")  # the index itself, in newer versions
-
-
-def _definition(path: str | None, name: str) -> list[ast.stmt]:
-    """The function (or method) of this name in a file, if both exist."""
-    folder = _upstream.root()
-    if folder is None or path is None or not (folder / path).exists():
-        return []
-    return [n for n in ast.walk(ast.parse((folder / path).read_text())) if isinstance(n, ast.FunctionDef) and n.name == name]
-
-
-def _run(definitions: list[ast.stmt], scope: dict) -> dict:
-    """Execute definitions, without their annotations, in a scope."""
-    for node in definitions:
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-            for argument in node.args.args:
-                argument.annotation = None
-    exec(compile(ast.Module(definitions, []), _TEMPLATE, "exec"), scope)
-    return scope
 
 
 def _create_flashinfer_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_lens, kv_indptr, kv_start_idx, kv_indices,
@@ -90,8 +70,8 @@ class _NoKernel:
 
 _scope = {"next_power_of_2": triton.next_power_of_2}
 for _name in ("draft_kv_indices_used_len", "assert_buffer_fits"):
-    _run(_definition(_upstream.file_of(_name), _name), _scope)
-_template = _run(_definition(_TEMPLATE, "common_template"), _scope).get("common_template")
+    _scope[_name] = _upstream.function_of(_name, _scope)
+_template = _upstream.function_of("common_template", _scope, _TEMPLATE)
 
 
 def supports(case):

@@ -27,26 +27,14 @@ _BY_BLOCK = bool(_upstream.file_of("get_num_kv_index_blocks_flashmla"))  # #2732
 
 def _skips_template() -> bool:
     """Whether this version's multi-step backend has an eager init of its own (#26241)."""
-    folder = _upstream.root()
-    tree = ast.parse((folder / _BACKEND).read_text()) if folder and (folder / _BACKEND).exists() else ast.Module([], [])
     return any(isinstance(node, ast.FunctionDef) and node.name == "init_forward_metadata"
-               for c in tree.body if isinstance(c, ast.ClassDef) and "MultiStep" in c.name for node in c.body)
+               for c in ast.parse(_upstream.text(_BACKEND)).body if isinstance(c, ast.ClassDef) and "MultiStep" in c.name
+               for node in c.body)
 
 
-def _method(name: str):
-    """A method of the backend class as a function of (self, ...)."""
-    folder = _upstream.root()
-    if folder is None or not (folder / _BACKEND).exists():
-        return None
-    tree = ast.parse((folder / _BACKEND).read_text())
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
-    scope = {"triton": triton, "math": math, "TRTLLM_BLOCK_CONSTRAINT": 128,
-             "get_num_page_per_block_flashmla": lambda page_size: _WRITER_TOKENS // page_size}
-    exec(compile(ast.Module(found[:1], []), str(folder / _BACKEND), "exec"), scope)
-    return scope.get(name)
-
-
-_blocks = _method("_calc_padded_blocks")
+_blocks = _upstream.function_of("_calc_padded_blocks", {
+    "triton": triton, "math": math, "TRTLLM_BLOCK_CONSTRAINT": 128, "TRITON_PAD_NUM_PAGE_PER_BLOCK": 64,
+    "get_num_page_per_block_flashmla": lambda page_size: _WRITER_TOKENS // page_size}, _BACKEND)
 VARIANTS = {"mla_multi_step_draft": {"kv_index_template": "skipped" if _skips_template() else "built"}}
 MISSING = {
     "mla_metadata": "its backend computes the lengths with torch, inside a model",
