@@ -8,6 +8,7 @@ import fcntl
 import tempfile
 import threading
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,7 @@ class GuardPages:
         flag = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         self.granule = self.ask(driver.cuMemGetAllocationGranularity(self._kind, flag))
         self._idle: list[_Slot] = []
+        self._kept: list[_Region] = []
         self._pieces: list = []
         self._turn = _Turn()
 
@@ -244,16 +246,32 @@ class GuardPages:
             slot = self._idle.pop() if self._idle else _Slot(self)
             slot.place(size, guard)
             return slot
-        return _Region(self, size, guard, used)
+        shape = _shape(size, guard, used, self.granule)
+        for region in self._kept:
+            if region.shape == shape:
+                self._kept.remove(region)
+                region.clear()
+                return region
+        self._free(self._kept)
+        return _Region(self, shape)
 
     def release(self, blocks: list) -> None:
-        """Take the blocks of the last call back."""
+        """Take the blocks of the last call back. An example is run several times, with blocks of the same shapes: mapping
+        is slow, and slower where other processes map, so what the last call had stays mapped for the next."""
+        self._free(self._kept)
         for block in blocks:
             if isinstance(block, _Slot):
                 self._idle.append(block)
             else:
-                block.free()
+                self._kept.append(block)
+        if sum(region.mapped_bytes() for region in self._kept) > LARGE:
+            self._free(self._kept)
         self._turn.done()
+
+    @staticmethod
+    def _free(regions: list) -> None:
+        while regions:
+            regions.pop().free()
 
     # -- address space ----------------------------------------------------------------------------------------------
 
@@ -268,8 +286,11 @@ class GuardPages:
         piece = self._pieces.pop() if self._pieces else self.ask(self._driver.cuMemCreate(self.granule, self._kind, 0))
         self.ask(self._driver.cuMemMap(address, self.granule, 0, piece, 0))
         self.ask(self._driver.cuMemSetAccess(address, self.granule, [self._may], 1))
-        self.ask(self._driver.cuMemsetD8(address, 0, self.granule))
+        self.zero(address)
         return piece
+
+    def zero(self, address: int) -> None:
+        self.ask(self._driver.cuMemsetD8(address, 0, self.granule))
 
     def unmap_piece(self, address: int, piece) -> None:
         self.ask(self._driver.cuMemUnmap(address, self.granule))
@@ -319,29 +340,51 @@ class _Slot:
         return [(lo - self.inset, self._space.to_host(self._address + lo, hi - lo))]
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """Where a large block lies in its granules, and which of them are mapped: `size` bytes, `shift` bytes into the first."""
+
+    size: int
+    shift: int
+    granules: int
+    mapped: tuple[int, ...]
+
+
+def _shape(size: int, guard: str, used: list[tuple[int, int]], granule: int) -> _Shape:
+    granules = -(-size // granule)
+    shift = granules * granule - size if guard == "right" else 0
+    mapped: set[int] = set()
+    for lo, hi in used:
+        mapped.update(range((shift + lo) // granule, (shift + min(hi, size) - 1) // granule + 1))
+    return _Shape(size, shift, granules, tuple(sorted(mapped)))
+
+
 class _Region:
     """A large block, mapped only in the granules that hold something."""
 
     inset = 0
 
-    def __init__(self, space: GuardPages, size: int, guard: str, used: list[tuple[int, int]]):
-        self._space, self.size = space, size
-        granule = space.granule
-        self._reserved = (-(-size // granule) + 2) * granule
+    def __init__(self, space: GuardPages, shape: _Shape):
+        self._space, self.shape, self.size = space, shape, shape.size
+        self._reserved = (shape.granules + 2) * space.granule
         self._base = space.reserve(self._reserved)
-        whole = self._reserved - 2 * granule
-        self._address = self._base + granule + (whole - size if guard == "right" else 0)
-        first = self._base + granule
-        wanted = set()
-        for lo, hi in used:
-            start, stop = self._address + lo - first, self._address + min(hi, size) - first
-            wanted.update(range(start // granule, (stop - 1) // granule + 1))
-        space.take_turn(len(wanted) * granule)
-        self._mapped = {first + k * granule: None for k in sorted(wanted)}
+        first = self._base + space.granule
+        self._address = first + shape.shift
+        space.take_turn(self.mapped_bytes())
+        self._mapped = {first + k * space.granule: None for k in shape.mapped}
         for address in self._mapped:
             self._mapped[address] = space.map_piece(address)
-        self.tensor = _tensor(self._address, size)
+        self.tensor = _tensor(self._address, self.size)
         self._written: list[tuple[int, int]] = []
+
+    def mapped_bytes(self) -> int:
+        return len(self.shape.mapped) * self._space.granule
+
+    def clear(self) -> None:
+        """Zero again, as if just mapped."""
+        self._written = []
+        for address in self._mapped:
+            self._space.zero(address)
 
     def write(self, offset: int, data: np.ndarray) -> None:
         self._space.to_device(self._address + offset, data)

@@ -1,0 +1,57 @@
+"""Kernels whose programs walk over several tiles hold to the oracles when they do, and a wrong step shows."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from few_programs import TRANSFORMS
+
+from harness import registry
+from harness.campaign import Campaign, Profile
+from harness.client import ROOT, Worker, WorkerOptions
+from strategies import domain
+
+HERE = Path(__file__).parent
+WRONG = {  # a step that one pass of the programs does not show
+    "metadata": ("step = (parts - 1) * BLOCK_COLUMNS", "step = parts * BLOCK_COLUMNS", "decode_metadata"),
+    "metadata_copy": ("columns, tl.num_programs(1) * BLOCK_COLUMNS)", "columns, tl.num_programs(0) * BLOCK_COLUMNS)",
+                      "fused_metadata_copy"),
+}
+
+
+def verdict(worker: Worker, transform: str, folder: Path, examples: int = 25) -> str:
+    contract = registry.contracts()[transform]
+    profile = Profile("few programs", examples, derandomize=True, shrink=False)
+    return Campaign(contract, worker, contract.rules(), domain.of(contract), profile, folder=folder).run().verdict
+
+
+def worker_of(folder: Path) -> Worker:
+    options = WorkerOptions(str(HERE / "few_programs.py"), environment={"PLUMBLINE_KERNELS": str(folder)})
+    return Worker(options, [registry.contracts()[name] for name in TRANSFORMS])
+
+
+@pytest.fixture(scope="module")
+def worker():
+    found = worker_of(ROOT / "kernels")
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_programs_that_walk_over_tiles_miss_none(worker, transform, tmp_path):
+    assert verdict(worker, transform, tmp_path) == "PASS"
+
+
+@pytest.mark.parametrize("family", WRONG)
+def test_a_wrong_step_shows(family, tmp_path):
+    right, wrong, transform = WRONG[family]
+    copy = tmp_path / "kernels"
+    shutil.copytree(ROOT / "kernels", copy)
+    text = (copy / f"{family}.py").read_text()
+    assert text.count(right) == 1
+    (copy / f"{family}.py").write_text(text.replace(right, wrong))
+    faulty = worker_of(copy)
+    try:
+        assert verdict(faulty, transform, tmp_path) == "DEFECT"
+    finally:
+        faulty.close()
