@@ -82,6 +82,16 @@ def pytest_xdist_auto_num_workers(config):
     return devices.worker_count(devices.resolve(config.option.device))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests take from a millisecond to a minute: a process that is done takes over what another has still queued."""
+    if config.option.dist != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 def subjects(config) -> list[str]:
     given = config.option.subject or os.environ.get("PLUMBLINE_SUBJECT", "kernels").split(",")
     return [subject_name(s) for s in given]

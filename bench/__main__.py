@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.suite:
         return subprocess.run([sys.executable, "-m", "harness.speed", *options.rest]).returncode
     if options.render:
-        return render.write(read(options.render), options.docs)
+        return render.write(read(options.render), options.docs, options.page)
     device = devices.resolve(options.device)
     plan = {"kernels": ("kernels", []), "eager": ("eager", [])}
     plan |= {name: ("sglang", [folder]) for name, folder in map(_upstream, options.upstream)}
@@ -59,6 +59,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     parser.add_argument("--render", type=Path, metavar="JSON", help="write the page and plots of a run; needs matplotlib")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where --render writes")
+    parser.add_argument("--page", default="performance", help="the page that --render writes (default: performance)")
     parser.add_argument("--suite", action="store_true", help="the speed of the suite instead (python -m harness.speed)")
     return parser
 

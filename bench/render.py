@@ -119,8 +119,8 @@ def console(results: dict) -> list[str]:
     return [*headlines(run), *(["remarks:", *slower] if slower else [])]
 
 
-def write(results: dict, docs: Path) -> int:
-    """docs/performance.md and its plots."""
+def write(results: dict, docs: Path, name: str = "performance") -> int:
+    """A page of that name, and its plots."""
     try:
         import matplotlib
     except ImportError:
@@ -130,20 +130,21 @@ def write(results: dict, docs: Path) -> int:
     run = Results(results)
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)
-    plot(run, images / "gpu-time.png", "gpu", "GPU time, µs")
-    plot(run, images / "host-time.png", "plan_host", "host time of a plan, µs")
-    (docs / "performance.md").write_text(page(run))
-    print(f"wrote {docs / 'performance.md'}, {images / 'gpu-time.png'}, {images / 'host-time.png'}")
+    gpu, host = f"{name}-gpu-time.png", f"{name}-host-time.png"
+    plot(run, images / gpu, "gpu", "GPU time, µs")
+    plot(run, images / host, "plan_host", "host time of a plan, µs")
+    (docs / f"{name}.md").write_text(page(run, f"images/{gpu}", f"images/{host}"))
+    print(f"wrote {docs / name}.md, {images / gpu}, {images / host}")
     return 0
 
 
-def page(run: Results) -> str:
+def page(run: Results, gpu: str, host: str) -> str:
     machine = "\n".join(f"| {name} | " + ", ".join(f"{k} {v}" for k, v in about.items()) + " |"
                         for name, about in run.machine.items())
     empty, copy = run.floors.get("an empty launch", {}), run.floors.get("a copy of 1 GiB", {})
     families = list(dict.fromkeys(registry.contracts()[t].family for t, _ in run.keys))
     tables = "\n\n".join(f"### {family}\n\n" + "\n".join(table(run, family)) for family in families)
-    return f"""# Performance
+    return f"""# Performance on {run.machine[OWN].get("device", "a CPU")}
 
 Written by `ci/bench --render`; measured by one run of `ci/bench` on {run.when}. Compare numbers of one run only.
 
@@ -168,9 +169,9 @@ called with ready tensors.
 
 ## Growth
 
-![GPU time against context and batch](images/gpu-time.png)
+![GPU time against context and batch]({gpu})
 
-![Host time against context and batch](images/host-time.png)
+![Host time against context and batch]({host})
 
 ## Every transform
 

@@ -102,7 +102,7 @@ def test_the_headlines_are_ratios_of_one_run():
 
 
 def test_the_page_says_where_eager_is_faster():
-    page = render.page(render.Results(results()))
+    page = render.page(render.Results(results()), "images/gpu.png", "images/host.png")
     assert "| `decode_metadata` | batch 8, context 8k | 40.0 (39.0-41.0) | 8.0 (7.0-9.0) | 4.0 (3.0-5.0) |" in page
     assert "slower than eager (GPU 2.00x)" in page
 
@@ -113,7 +113,7 @@ def test_the_plots_are_drawn_beside_the_page(tmp_path):
     measured.write_text(json.dumps(results()))
     assert bench.main(["--render", str(measured), "--docs", str(tmp_path)]) == 0
     assert (tmp_path / "performance.md").read_text().count("](images/") == 2
-    for name in ("gpu-time.png", "host-time.png"):
+    for name in ("performance-gpu-time.png", "performance-host-time.png"):
         assert (tmp_path / "images" / name).read_bytes().startswith(b"\x89PNG")
 
 
