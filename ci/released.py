@@ -67,7 +67,7 @@ def main(given: list[str] | None = None) -> int:
         if "" in folders:
             print(f"ci/releases: {folders['']} holds no {SUBJECT}-VERSION.dist-info; give a wheel, or its unpacked folder")
             return 2
-        every = _jobs(dict(sorted(folders.items(), key=lambda item: _order(item[0]))))
+        every = jobs(dict(sorted(folders.items(), key=lambda item: _order(item[0]))))
         asked = [job for job in every if not only or job.family in only]
         if not options.from_report:
             with ThreadPoolExecutor(options.jobs) as pool:
@@ -76,15 +76,18 @@ def main(given: list[str] | None = None) -> int:
             if failed:
                 print(f"ci/releases: no verdict on {', '.join(failed)}; the logs are in {options.report}")
                 return 2
-    lost = [job for job in every if not (options.report / job.versions[-1] / job.family / "verdicts.json").exists()]
-    if missing := [job.name for job in lost if job in asked]:
-        print(f"ci/releases: no report on {', '.join(missing)} in {options.report}; run without --from-report")
+    if missing := [job.name for job in asked if not job.reported(options.report)]:
+        print(f"ci/releases: {options.report} has no report on {', '.join(missing)} by today's adapters; "
+              "run without --from-report")
         return 2
-    # Families that were not asked for stay on the page as their last run left them, if all their versions have a report.
-    jobs = [job for job in every if job.family not in {job.family for job in lost}]
-    releases = [_release(options.report, v, jobs) for v in sorted(folders, key=_order)]
+    # Families that were not asked for stay on the page if all their versions have a report that still stands.
+    lost = {job.family for job in every if not job.reported(options.report)}
+    if lost:
+        print(f"ci/releases: not on the page, since they have no report by today's adapters: {', '.join(sorted(lost))}")
+    shown = [job for job in every if job.family not in lost]
+    releases = [_release(options.report, v, shown) for v in sorted(folders, key=_order)]
     judgements = load(JUDGEMENTS)
-    options.page.write_text(page(releases, judgements, options.profile, sorted({job.family for job in jobs})))
+    options.page.write_text(page(releases, judgements, options.profile, sorted({job.family for job in shown})))
     unjudged = sorted({cause for r in releases for cause in r.findings if judgement(cause, r.version, judgements) is None})
     for cause in unjudged:
         print(f"ci/releases: no judgement on {', '.join(cause)}; {shown_path(JUDGEMENTS)} says how to add one")
@@ -116,30 +119,50 @@ def _order(version: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Job:
-    """A family's lanes on versions whose kernels are the same text: the last of them is run."""
+    """A family's lanes on versions whose kernels are the same text: the last of them is run. `stamp` is of that text and of
+    the adapter's, and is kept with the report."""
 
     family: str
     versions: tuple[str, ...]
+    stamp: str
 
     @property
     def name(self) -> str:
         return f"{self.family} of {self.versions[-1]}"
 
+    def folder(self, reports: Path) -> Path:
+        return reports / self.versions[-1] / self.family
 
-def _jobs(folders: dict[str, Path]) -> list[Job]:
+    def reported(self, reports: Path) -> bool:
+        """Whether there is a report on these kernels by this adapter."""
+        stamp = self.folder(reports) / "stamp"
+        return stamp.exists() and stamp.read_text() == self.stamp
+
+
+def jobs(folders: dict[str, Path]) -> list[Job]:
+    """What is to be run for these versions, oldest first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for adapter in ADAPTERS:
         for version, folder in folders.items():
             groups.setdefault((adapter.stem, fingerprint(adapter, folder / SUBJECT)), []).append(version)
-    return [Job(family, tuple(versions)) for (family, text), versions in groups.items() if text]
+    return [Job(family, tuple(versions), _stamp(family, text)) for (family, text), versions in groups.items() if text]
+
+
+def _stamp(family: str, text: str) -> str:
+    adapter = ROOT / "kernels" / SUBJECT / f"{family}.py"
+    return hashlib.sha256("".join([text, adapter.read_text(), *(f.read_text() for f in _shared(adapter))]).encode()).hexdigest()
+
+
+def _shared(adapter: Path) -> list[Path]:
+    """The modules that several adapters share and this one imports."""
+    imported = re.findall(r"from \. import (.+)", adapter.read_text())
+    return [adapter.parent / f"{name}.py" for line in imported for name in line.split(", ")]
 
 
 def fingerprint(adapter: Path, package: Path) -> str:
     """A hash of all that an adapter takes from a version, or '' where it takes nothing: every string in it that names a
     function of the version, or a file, of which it then takes the functions that it names."""
-    text = adapter.read_text()
-    shared = (adapter.parent / f"{name}.py" for line in re.findall(r"from \. import (.+)", text) for name in line.split(", "))
-    text += "".join(file.read_text() for file in shared if file.stem != "_upstream")
+    text = adapter.read_text() + "".join(file.read_text() for file in _shared(adapter) if file.stem != "_upstream")
     tree = ast.parse(text)
     strings = _strings(tree)
     asked = {argument.value for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("_of")
@@ -190,15 +213,18 @@ def _with_helpers(name: str, file: ast.Module) -> list[str]:
 
 def _check(folder: Path, job: Job, options) -> int:
     """pytest's status on the gate's lanes of one family of one version."""
-    report = (options.report / job.versions[-1] / job.family).resolve()
-    report.mkdir(parents=True, exist_ok=True)
+    report = job.folder(options.report).resolve()
+    shutil.rmtree(report, ignore_errors=True)
+    report.mkdir(parents=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gate", f"tests/test_{job.family}.py",
                "--device=cpu", f"--subject={SUBJECT}", f"--subject-path={folder}", f"--profile={options.profile}",
                f"--report={report}", *(f"--variant={v}" for v in STRICT), *([] if options.outside else ["-k", "not outside"])]
     with (report / "log.txt").open("w") as log:
         status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
-    for finding in json.loads((report / "findings.json").read_text()) if status in (0, 1) else []:
-        shutil.copy(ROOT / finding["path"], report)
+    if status in (0, 1):
+        for finding in json.loads((report / "findings.json").read_text()):
+            shutil.copy(ROOT / finding["path"], report)
+        (report / "stamp").write_text(job.stamp)
     what = {0: "clean", 1: "findings"}.get(status, f"no verdict (pytest: {status})")
     print(f"{job.family} of {', '.join(job.versions)}: {what}", flush=True)
     return status
@@ -208,7 +234,7 @@ def _release(report: Path, version: str, jobs: list[Job]) -> Release:
     """What the families' jobs that stand for a version found."""
     verdicts, findings = {}, {}
     for job in jobs:
-        folder = report / job.versions[-1] / job.family
+        folder = job.folder(report)
         if version in job.versions:
             rows = json.loads((folder / "verdicts.json").read_text())
             verdicts |= {r["transform"]: r["verdict"] for r in rows if r["verdict"] != "NOT PROVIDED"}

@@ -36,6 +36,7 @@ def lane(monkeypatch, tmp_path):
             row = {"transform": "get_k", "verdict": verdict, "seconds": 1.0}
             (report / "verdicts.json").write_text(json.dumps([row, {**row, "transform": "get_s", "verdict": "NOT PROVIDED"}]))
             (report / "findings.json").write_text(json.dumps(findings))
+            (report / "stamp").write_text(released.jobs({version: folder})[0].stamp)
             folders.append(str(folder))
         (tmp_path / "judgements.toml").write_text(judgements or "judgement = []")
         monkeypatch.setattr(released, "JUDGEMENTS", tmp_path / "judgements.toml")
@@ -120,9 +121,11 @@ def test_versions_with_the_same_kernels_are_run_once(lane):
     assert status == 0 and "| `get_k` | 1 | 1 |" in page
 
 
-def test_a_report_that_is_not_there_is_an_error_of_use(lane, tmp_path, capsys):
+@pytest.mark.parametrize("stamp", [None, "of another adapter"])
+def test_a_report_that_is_not_there_or_by_another_adapter_is_an_error_of_use(stamp, lane, tmp_path, capsys):
     lane(JUDGED, {"0.5.9": ("PASS", [])})
-    (tmp_path / "report" / "0.5.9" / "index_cache" / "verdicts.json").unlink()
+    kept = tmp_path / "report" / "0.5.9" / "index_cache" / "stamp"
+    kept.write_text(stamp) if stamp else kept.unlink()
     assert released.main([str(tmp_path / "unpacked-0.5.9"), "--from-report", "--report", str(tmp_path / "report")]) == 2
     assert "no report on index_cache of 0.5.9" in capsys.readouterr().out
 
