@@ -14,6 +14,7 @@ import torch
 from . import _upstream
 
 VERSION = _upstream.version()
+ON_A_GPU_ONLY = True
 BACKENDS, DECODE = 3, 0
 LINEAR = ("real_page_table_src", "flashmla_num_splits_src", "flashmla_metadata_src")  # the wrapper makes the rest contiguous
 

@@ -115,13 +115,9 @@ def test_a_version_without_a_verdict_is_an_error(lane, monkeypatch, tmp_path, ca
     assert "no verdict on index_cache of 1.0" in capsys.readouterr().out
 
 
-def test_only_what_needs_a_gpu_may_be_left_without_a_verdict(tmp_path):
-    rows = [{"transform": "get_k", "verdict": "NOT PROVIDED"}, {"transform": "get_s", "verdict": "NO VERDICT"}]
-    assert not released._nothing_runs_here(tmp_path)
-    (tmp_path / "verdicts.json").write_text(json.dumps(rows))
-    assert not released._nothing_runs_here(tmp_path)
-    (tmp_path / "verdicts.json").write_text(json.dumps(rows[:1]))
-    assert released._nothing_runs_here(tmp_path)
+def test_only_the_adapter_that_says_so_is_left_to_a_gpu():
+    left = {f.stem for f in (released.ROOT / "kernels" / "sglang").glob("[a-z]*.py")} - {f.stem for f in released.ADAPTERS}
+    assert left == {"metadata_copy"}
 
 
 def test_versions_with_the_same_kernels_are_run_once(lane):
