@@ -12,6 +12,7 @@ FLOAT32 = (torch.float32,)
 COPIED = (torch.bfloat16, torch.float32, torch.float16)
 BLOCK_TOKENS, BLOCK_HEADS, BLOCK_HIDDEN, BLOCK_REST, WARPS = 16, 16, 1024, 128, 4
 SCALED = 256  # gates that one program scales
+MOST_OF_A_SIZE = 2**31 - 2**12  # heads, and lanes: a program counts them in 32 bits
 IN_REGISTERS = 2048  # elements of overlapping views that one program holds at a time
 # Larger overlapping views are copied aside first.
 COST = {"update_rope_guarded": {"operations": ["aten.clone.default"]}}
@@ -174,10 +175,12 @@ def _copy(dst, src, cells, heads, rope_dim, dst_token, dst_head, dst_lane, src_t
           BLOCK: tl.constexpr):
     """BLOCK cells per program. All its loads come before its first store, so one program may copy between views that
     overlap; several programs may not."""
+    # Cells are counted from the first row that the program meets, rows from the first token, so that 32 bits do: a division in
+    # 64 bits is many instructions.
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    cell = (start % rope_dim).to(tl.int32) + tl.arange(0, BLOCK)  # from the first row that the program meets
-    row = (start // rope_dim % heads).to(tl.int32) + cell // rope_dim  # from the first token; divided in 32 bits: four times
-    token = start // rope_dim // heads + row // heads  # as fast
+    cell = (start % rope_dim).to(tl.int32) + tl.arange(0, BLOCK)
+    row = (start // rope_dim % heads).to(tl.int32) + cell // rope_dim
+    token = start // rope_dim // heads + row // heads
     head, lane = (row % heads).to(tl.int64), (cell % rope_dim).to(tl.int64)
     copied = start + tl.arange(0, BLOCK) < cells
     value = tl.load(src + token * src_token + head * src_head + lane * src_lane, mask=copied)
@@ -201,6 +204,8 @@ def write_back(dst: torch.Tensor, src: torch.Tensor) -> None:
     checks.tensor("src", src, (dst.dtype,), tuple(dst.shape), device)
     if src.shape != dst.shape:
         raise ValueError(f"src must have the shape of dst, {tuple(dst.shape)}, got {tuple(src.shape)}")
+    if max(dst.shape[1:]) > MOST_OF_A_SIZE:
+        raise ValueError(f"dst must have at most {MOST_OF_A_SIZE} heads and lanes, got {tuple(dst.shape)}")
     checks.own_cells("dst", dst)
     if dst.numel() == 0 or _same_view(dst, src):
         return

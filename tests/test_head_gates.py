@@ -9,6 +9,9 @@
 | relations    | an oracle that is consistently wrong                                                            |
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import differential, lanes, registry
+from harness.client import ROOT
 from harness.differential import Example
 from harness.floats import rounded
 from harness.states import Cells, State
@@ -55,6 +59,25 @@ def test_wrong_calls_are_refused_before_a_write(case, session):
 @pytest.mark.parametrize("source", SOURCES)
 def test_wrong_write_backs_are_refused_before_a_write(source, session):
     assert lanes.refusals(session, "kernels", UpdateRope(3, source=source, shift=1)) >= 4
+
+
+TOO_WIDE = """
+import torch
+from kernels.head_gates import MOST_OF_A_SIZE, write_back
+for lanes in (MOST_OF_A_SIZE, MOST_OF_A_SIZE + 1):
+    view = torch.empty((1, 1, lanes), dtype=torch.bfloat16)  # never touched; the same view is left alone
+    try:
+        print(write_back(view, view))
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_rows_that_32_bits_cannot_count_are_refused():
+    done = subprocess.run([sys.executable, "-c", TOO_WIDE], cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"},
+                          capture_output=True, text=True, timeout=60)
+    told = done.stdout.splitlines()
+    assert told[0] == "None" and told[1].startswith("dst must have at most 2147479552 heads and lanes, got"), done.stderr
 
 
 def test_the_model_s_own_sizes(session):
