@@ -123,7 +123,7 @@ print(json.dumps(result))
 def memcheck(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "PLAIN", script(tmp_path / "plain.py", SUBJECTS))
     monkeypatch.setattr(devices, "gpus", lambda: ("a GPU",))
-    monkeypatch.setattr(compare, "_machine", lambda: "a GPU")
+    monkeypatch.setattr(devices, "model", lambda gpu: gpu)
     tool = script(tmp_path / "tool", TOOL.replace("SELF_PYTHON", repr(sys.executable)), "import sys")
 
     def run(*names) -> Column:
@@ -136,7 +136,7 @@ def memcheck(tmp_path, monkeypatch):
 
 def test_what_the_tool_writes_belongs_to_the_function_that_ran(memcheck):
     column = memcheck("at_once", "too_late", "dies", "silent")
-    assert column.on == "a GPU, compute-sanitizer 2025.1, 4 processes"
+    assert column.on == f"a GPU, {plain.ON}, compute-sanitizer 2025.1, 4 processes"
     seen = {name: (row["seen"], row["how"], row.get("twin")) for name, row in column.rows.items()}
     assert seen == {"at_once": (True, "sanitizer", ""), "too_late": (True, "sanitizer", "sanitizer"),
                     "dies": (True, "crash", ""), "silent": (False, "", None)}

@@ -93,7 +93,8 @@ def others(tool: str, ids: list[str], column: Column, command: list[str]) -> Ite
 def sanitized(tool: str, ids: list[str], column: Column, command: str, jobs: int) -> Iterator[None]:
     """A process under compute-sanitizer per function: a memory fault ends it, and what it wrote belongs to that function."""
     versions = subprocess.run([command, "--version"], capture_output=True, text=True).stdout.split()
-    column.on = f"{_machine()}, compute-sanitizer {versions[-1] if versions else '?'}, {jobs} processes"
+    sanitizer = f"compute-sanitizer {versions[-1] if versions else '?'}"
+    column.on = f"{devices.model(devices.gpus()[0])}, {plain.ON}, {sanitizer}, {jobs} processes"
     failed = []
     with ThreadPoolExecutor(jobs) as pool:
         hunts = {pool.submit(plain.with_twin, name, lambda *what: _one(tool, command, *what)): name for name in ids}
@@ -126,12 +127,6 @@ def _one(tool: str, command: str, function: str, counted: int) -> dict:
             process.wait()
         said = told(Path(folder))
     return {**result, "seen": result["seen"] or bool(said), "how": "sanitizer" if said else result["how"], "said": said[:2]}
-
-
-def _machine() -> str:
-    """The GPU and what runs on it."""
-    name = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True).stdout
-    return ", ".join([*name.splitlines()[:1], plain.ON])
 
 
 # -- the command ----------------------------------------------------------------------------------------------------------
