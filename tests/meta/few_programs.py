@@ -5,6 +5,7 @@ folder of the kernels is PLUMBLINE_KERNELS, so that a faulty copy can be looked 
 """
 
 import importlib
+import inspect
 import os
 import sys
 import types
@@ -19,23 +20,6 @@ FEW = {
     "mla_block_table": {"BLOCK_COLUMNS": 4, "MOST_SPLITS": 3},
     "page_table": {"BLOCK_COLUMNS": 8, "MOST_SPLITS": 3},
 }
-TRANSFORMS = {
-    "cp_round_robin_split_rows": "indexer",
-    "create_flashinfer_kv_indices": "kv_indices",
-    "create_flashmla_kv_indices": "kv_indices",
-    "decode_metadata": "metadata",
-    "draft_extend_metadata": "metadata",
-    "fused_metadata_copy": "metadata_copy",
-    "fused_metadata_copy_multi": "metadata_copy",
-    "gather_page_table": "page_table",
-    "generate_draft_decode_kv_indices": "kv_indices",
-    "get_k_and_s": "index_cache",
-    "mla_block_table": "mla_block_table",
-    "mla_multi_step_draft": "mla_block_table",
-    "page_table_1_flattened": "page_table",
-    "real_page_table": "page_table",
-    "target_verify_metadata": "metadata",
-}
 
 
 def _module(family: str):
@@ -49,4 +33,5 @@ def _module(family: str):
 if folder := os.environ.get("PLUMBLINE_KERNELS"):
     sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
     sys.modules[PACKAGE].__path__ = [folder]
-    globals().update({name: getattr(_module(family), name) for name, family in TRANSFORMS.items()})
+    for family in FEW:
+        globals().update({n: f for n, f in vars(_module(family)).items() if inspect.isfunction(f) and n[0] != "_"})
