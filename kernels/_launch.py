@@ -16,6 +16,7 @@ from triton.runtime import driver
 from triton.runtime.jit import KernelInterface
 
 from . import _checks as checks
+from ._jit import typical
 
 _thread = threading.local()
 MOST_REMEMBERED = 256
@@ -124,7 +125,7 @@ class Compiled:
 
     def __init__(self, kernel, grid, args: list, constants: dict):
         self._grid, self._device = (*grid, 1, 1)[:3], torch.cuda.current_device()
-        self._kernel = kernel.run(*args, grid=grid, warmup=True, **constants)
+        self._kernel = kernel.run(*typical(kernel, args), grid=grid, warmup=True, **constants)
         launcher = self._kernel.run  # loads the binary
         given = dict(zip(kernel.arg_names, args)) | constants
         self._values = [_pointers(given.get(p.name, p.default)) for p in kernel.params]

@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 BLOCK, BLOCK_REQUESTS = 128, 32
 COST = {"assign_draft_cache_locs": {"launches": 2}}
 
 
-@triton.jit(do_not_specialize=["slots", "columns", "cells", "pool_stride", "row_stride", "column_stride", "start_stride",
-                               "end_stride", "loc_stride"])
+@jit
 def _extents(req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, slots, columns, cells, pool_stride,
              row_stride, column_stride, start_stride, end_stride, loc_stride, INTO_TABLE: tl.constexpr,
              BLOCK_REQUESTS: tl.constexpr, BLOCK: tl.constexpr):
@@ -93,8 +93,7 @@ def _launch_extents(inputs, req_to_token, out_cache_loc, bs: int, into_table: bo
         INTO_TABLE=into_table, BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK=BLOCK)
 
 
-@triton.jit(do_not_specialize=["slots", "columns", "count", "positions_each", "slope", "pool_stride", "row_stride",
-                               "column_stride", "start_stride", "position_row_stride", "position_stride"])
+@jit
 def _uniform(req_pool_indices, req_to_token, starts, out_cache_loc, positions, slots, columns, count, positions_each, slope,
              pool_stride, row_stride, column_stride, start_stride, position_row_stride, position_stride,
              HAS_POSITIONS: tl.constexpr, BLOCK: tl.constexpr):
@@ -169,7 +168,7 @@ def _launch_uniform(inputs, req_to_token, out_cache_loc, positions, bs, count, p
         *strides, HAS_POSITIONS=positions is not None, BLOCK=BLOCK)
 
 
-@triton.jit(do_not_specialize=["cells", "tokens", "token_stride", "seq_stride", "accept_stride"])
+@jit
 def _after_decode(accept_tokens, seq_lens, accept_lens, positions, bonus_tokens, cells, tokens, token_stride, seq_stride,
                   accept_stride, BLOCK_REQUESTS: tl.constexpr, BLOCK: tl.constexpr):
     request = tl.program_id(0)
@@ -227,8 +226,7 @@ def _new_slots(seq, topk, num_steps, page_size, PAGED: tl.constexpr):
     return partial, apart, count
 
 
-@triton.jit(do_not_specialize=["slots", "columns", "cells", "topk", "num_steps", "page_size", "pool_stride", "row_stride",
-                               "column_stride", "seq_stride"])
+@jit
 def _draft_into_table(req_pool_indices, req_to_token, seq_lens, out_cache_loc, slots, columns, cells, topk, num_steps,
                       page_size, pool_stride, row_stride, column_stride, seq_stride, PAGED: tl.constexpr,
                       BLOCK_REQUESTS: tl.constexpr, BLOCK: tl.constexpr):
@@ -254,8 +252,7 @@ def _draft_into_table(req_pool_indices, req_to_token, seq_lens, out_cache_loc, s
         tl.store(row + column * column_stride, locs.to(tl.int32), mask=inside)
 
 
-@triton.jit(do_not_specialize=["slots", "columns", "copies", "topk", "num_steps", "page_size", "pool_stride", "row_stride",
-                               "column_stride", "seq_stride"])
+@jit
 def _draft_from_table(req_pool_indices, req_to_token, seq_lens, out_cache_loc, source, target, slots, columns, copies, topk,
                       num_steps, page_size, pool_stride, row_stride, column_stride, seq_stride, BLOCK_REQUESTS: tl.constexpr,
                       BLOCK: tl.constexpr):

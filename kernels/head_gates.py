@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 BFLOAT16 = (torch.bfloat16,)
@@ -18,9 +19,7 @@ IN_REGISTERS = 2048  # elements of overlapping views that one program holds at a
 COST = {"update_rope_guarded": {"operations": ["aten.clone.default"]}}
 
 
-@triton.jit(do_not_specialize=["tokens", "hidden", "heads", "aligned", "x_stride_0", "x_stride_1", "weight_stride_0",
-                               "weight_stride_1", "q_stride_0", "q_stride_1", "out_stride_0", "out_stride_1", "head_scale",
-                               "softmax_scale"])
+@jit
 def _project(x, weight, q_scale, out, tokens, hidden, heads, aligned, x_stride_0, x_stride_1, weight_stride_0,
              weight_stride_1, q_stride_0, q_stride_1, out_stride_0, out_stride_1, head_scale, softmax_scale,
              HAS_Q: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
@@ -57,8 +56,7 @@ def _project(x, weight, q_scale, out, tokens, hidden, heads, aligned, x_stride_0
     tl.store(out + token[:, None] * out_stride_0 + head[None, :] * out_stride_1, gates, mask=mask)
 
 
-@triton.jit(do_not_specialize=["tokens", "heads", "gate_stride_0", "gate_stride_1", "q_stride_0", "q_stride_1", "out_stride_0",
-                               "out_stride_1", "head_scale", "softmax_scale"])
+@jit
 def _scale(gates, q_scale, out, tokens, heads, gate_stride_0, gate_stride_1, q_stride_0, q_stride_1, out_stride_0,
            out_stride_1, head_scale, softmax_scale, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr):
     """One program per tile of tokens and heads."""
@@ -169,8 +167,7 @@ def _launch_projection(x, weight, q_scale, out, tokens, hidden, heads, softmax_s
 # -- writing back -------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["cells", "heads", "rope_dim", "dst_token", "dst_head", "dst_lane", "src_token", "src_head",
-                               "src_lane"])
+@jit
 def _copy(dst, src, cells, heads, rope_dim, dst_token, dst_head, dst_lane, src_token, src_head, src_lane,
           BLOCK: tl.constexpr):
     """BLOCK cells per program. All its loads come before its first store, so one program may copy between views that

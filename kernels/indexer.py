@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 BLOCK_REQUESTS, BLOCK_TOKENS, MOST_SPLITS = 32, 128, 32
@@ -21,7 +22,7 @@ def _lengths(values, j, stride, mask):
     return tl.maximum(tl.load(values + j * stride, mask=mask, other=0).to(tl.int64), 0)
 
 
-@triton.jit(do_not_specialize=["total_len", "cp_size", "cp_rank", "extend_stride", "seq_stride"])
+@jit
 def _indexer_k_start_end(extends, seqs, ks, ke, owners, total_len, cp_size, cp_rank, extend_stride, seq_stride,
                          BLOCK_REQUESTS: tl.constexpr, BLOCK: tl.constexpr):
     """One program per request: sum up what lies before it, then write its tokens of this rank."""
@@ -76,7 +77,7 @@ def indexer_k_start_end(*, extend_seq_lens, seq_lens, ks, ke, token_to_batch_idx
                                 BLOCK=BLOCK_TOKENS)
 
 
-@triton.jit(do_not_specialize=["bs", "num_selected", "cp_size", "cp_rank", "stride"])
+@jit
 def _cp_round_robin_split_q_seqs(extends, q_lens, bs_idx, bs, num_selected, cp_size, cp_rank, stride, BLOCK: tl.constexpr):
     """One program: the requests that own a token move up to the front, block by block."""
     shift = cp_size - 1 - cp_rank
@@ -132,8 +133,7 @@ def cp_round_robin_split_q_seqs_cpu(*, extend_seq_lens, cp_size, cp_rank):
     return {"q_lens": q_lens, "bs_idx": bs_idx}
 
 
-@triton.jit(do_not_specialize=["count", "columns", "cp_size", "cp_rank", "x_stride_0", "x_stride_1", "out_stride_0",
-                               "out_stride_1"])
+@jit
 def _every_nth_row(x, out, count, columns, cp_size, cp_rank, x_stride_0, x_stride_1, out_stride_0, out_stride_1,
                    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """Program (tile of rows, part): tiles of the part's columns."""
@@ -200,7 +200,7 @@ def _segment(length, segment, parts):
     return segment * base + tl.minimum(segment, rest), base + (segment < rest)
 
 
-@triton.jit(do_not_specialize=["bs", "num_tokens", "total_len", "cp_size", "cp_rank", "extend_stride", "seq_stride"])
+@jit
 def _cp_zigzag_split(extends, seqs, tokens, q_lens, kv_lens, bs, num_tokens, total_len, cp_size, cp_rank, extend_stride,
                      seq_stride, BLOCK_REQUESTS: tl.constexpr, BLOCK: tl.constexpr):
     """One program per request: sum up what lies before it, then write its two segments."""

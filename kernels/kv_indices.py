@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 BLOCK, DRAFT_BLOCK, BLOCK_REQUESTS, MOST_SPLITS = 1024, 512, 32, 32
@@ -28,8 +29,7 @@ def _tokens_of(req_pool_indices, lens, starts, request, slots, columns, pool_str
     return slot, start, tl.where(there, tl.minimum(length, columns - start), 0).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["slots", "columns", "capacity", "row_stride", "column_stride", "pool_stride", "len_stride",
-                               "indptr_stride", "start_stride"])
+@jit
 def _flashinfer(req_to_token, req_pool_indices, lens, indptr, starts, out, slots, columns, capacity, row_stride,
                 column_stride, pool_stride, len_stride, indptr_stride, start_stride, HAS_START: tl.constexpr,
                 BLOCK: tl.constexpr):
@@ -77,8 +77,7 @@ def create_flashinfer_kv_indices(*, req_to_token, req_pool_indices, paged_kernel
         kv_indptr.stride(0), starts.stride(0), HAS_START=kv_start_idx is not None, BLOCK=BLOCK)
 
 
-@triton.jit(do_not_specialize=["slots", "columns", "width", "row_stride", "column_stride", "pool_stride", "len_stride",
-                               "start_stride", "out_row_stride", "out_column_stride"])
+@jit
 def _flashmla(req_to_token, req_pool_indices, lens, starts, out, slots, columns, width, row_stride, column_stride,
               pool_stride, len_stride, start_stride, out_row_stride, out_column_stride, PAGE_SIZE: tl.constexpr,
               HAS_START: tl.constexpr, BLOCK: tl.constexpr):
@@ -126,9 +125,7 @@ def create_flashmla_kv_indices(*, req_to_token, req_pool_indices, paged_kernel_l
         HAS_START=kv_start_idx is not None, BLOCK=BLOCK)
 
 
-@triton.jit(do_not_specialize=["num_seqs", "topk", "num_steps", "page_size", "slots", "columns", "width", "row_stride",
-                               "column_stride", "pool_stride", "len_stride", "position_stride", "out_row_stride",
-                               "out_column_stride", "indptr_row_stride", "indptr_column_stride"])
+@jit
 def _draft_decode(req_to_token, req_pool_indices, lens, positions, kv_indices, kv_indptr, num_seqs, topk, num_steps,
                   page_size, slots, columns, width, row_stride, column_stride, pool_stride, len_stride, position_stride,
                   out_row_stride, out_column_stride, indptr_row_stride, indptr_column_stride, BLOCK_REQUESTS: tl.constexpr,

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
@@ -57,10 +58,7 @@ def _store_blocks(tables, strides, first_row, rows, column, values):
             tl.store(tl.multiple_of(tables[b] + row * strides[b][0], 16) + column, values, eviction_policy="evict_first")
 
 
-@triton.jit(do_not_specialize=["parts", "bs", "total_rows", "max_len", "pages", "slots", "topk", "page_size", "draft_tokens",
-                               "aligned", "seq_stride", "extend_stride", "pool_stride", "token_stride_0",
-                               "token_stride_1"],
-            do_not_specialize_on_alignment=["seq_lens", "extend_seq_lens", "req_pool_indices", "req_to_token"])
+@jit
 def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
               cache_seqlens, cu_seqlens_k, seqlens_expanded, nsa_cache_seqlens, nsa_cu_seqlens_k,
               page_table_1, real_page_table, ctx_lens, wide_strides, real_strides, ctx_strides,

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
@@ -50,8 +51,7 @@ def _block(pair, row, first, width, rows, aligned, BLOCK: tl.constexpr):
         _cells(pair, row, column, (row < rows) & (column < width))
 
 
-@triton.jit(do_not_specialize=["bs", "n", "rows", "width", "pages", "plan_cells", "plan_columns", "items", "columns",
-                               "wide_aligned", "real_aligned"])
+@jit
 def _copy(cache, cu, expanded, nsa, nsa_cu, splits, plan, wide, real,
           bs, n, rows, width, pages, plan_cells, plan_columns, items, columns, wide_aligned, real_aligned,
           BLOCK_ITEMS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 MODES = ("decode", "target_verify", "draft_extend", "extend")
@@ -86,7 +87,7 @@ def _check_mode(mode, known=MODES) -> None:
 # -- lengths ------------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["bs", "added", "uniform", "seq_stride", "other_stride"])
+@jit
 def _lengths(seq_lens, others, seq_lens_k, seq_lens_q, cu_seqlens_q, bs, added, uniform, seq_stride, other_stride,
              QUERIES: tl.constexpr, HAS_KEYS: tl.constexpr, BLOCK: tl.constexpr):
     """One program. QUERIES: 0 none, 1 `uniform` of each, 2 `others` of them, 3 what `others` leaves of the keys."""
@@ -168,8 +169,7 @@ def _present(tensors: dict) -> dict:
 # -- block tables -------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["slots", "tokens", "max_blocks", "page_size", "added", "seq_stride", "extend_stride",
-                               "pool_stride", "token_stride_0", "token_stride_1"])
+@jit
 def _block_tables(seq_lens, extend_seq_lens, req_pool_indices, req_to_token, tables, seq_lens_k, table_strides,
                   slots, tokens, max_blocks, page_size, added, seq_stride, extend_stride, pool_stride,
                   token_stride_0, token_stride_1, RAGGED: tl.constexpr, FRESH: tl.constexpr, HAS_LENGTHS: tl.constexpr,
@@ -294,8 +294,7 @@ def _check_tables(inputs, outputs, bs, max_blocks, page_size, fresh, numbered, i
 # -- padding ------------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["width", "rows", "cells", "inner", "start_stride", "length_stride", "packed_0", "packed_1",
-                               "packed_2", "padded_0", "padded_1", "padded_2", "padded_3"])
+@jit
 def _ragged_copy(packed, padded, mask, starts, lengths, width, rows, cells, inner, start_stride, length_stride,
                  packed_0, packed_1, packed_2, padded_0, padded_1, padded_2, padded_3,
                  BITS: tl.constexpr, TO_PADDED: tl.constexpr, ZERO: tl.constexpr, BLOCK_TOKENS: tl.constexpr,

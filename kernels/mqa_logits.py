@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 BYTES_PER_LOGIT = 4
@@ -111,8 +112,7 @@ def mqa_logits_chunk_plan(*, num_q, num_k, budget):
 # -- scores ---------------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["rows", "keys", "heads", "head_dim", "q_row", "q_head", "q_dim", "k_row", "k_dim", "scale_step",
-                               "weight_row", "weight_head", "ks_step", "ke_step", "out_row", "out_step"])
+@jit
 def _mqa_logits(q, k, k_scale, weights, ks, ke, logits, rows, keys, heads, head_dim, q_row, q_head, q_dim, k_row, k_dim,
                 scale_step, weight_row, weight_head, ks_step, ke_step, out_row, out_step, CLEAN: tl.constexpr,
                 BLOCK_ROWS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_DIM: tl.constexpr):
@@ -210,8 +210,7 @@ def _sort_key(score):
     return (ascending ^ -2147483648).to(tl.uint32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["first_row", "rows", "keys", "topk", "logit_row", "logit_step", "ks_step", "length_step",
-                               "name_row", "name_step", "owner_step", "names", "owners", "out_row", "out_step"])
+@jit
 def _topk(logits, ks, lengths, name, owner, out, first_row, rows, keys, topk, logit_row, logit_step, ks_step, length_step,
           name_row, name_step, owner_step, names, owners, out_row, out_step, PAGED: tl.constexpr, BLOCK: tl.constexpr):
     """One program per row. A radix search over the scores' bits, eight at a time, finds the score of the last key that is

@@ -9,14 +9,13 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 BLOCK_REQUESTS, BLOCK_TOKENS, BLOCK_COLUMNS, MOST_SPLITS = 32, 128, 1024, 32
 
 
-@triton.jit(do_not_specialize=["bs", "slots", "total_rows", "draft_tokens", "max_len", "token_stride_0", "token_stride_1",
-                               "pool_stride", "length_stride", "repeat_stride", "chosen_stride", "out_stride_0",
-                               "out_stride_1", "aligned"])
+@jit
 def _gather_page_table(req_to_token, req_pool_indices, cache_seqlens, row_repeats, bs_idx, out,
                        bs, slots, total_rows, draft_tokens, max_len,
                        token_stride_0, token_stride_1, pool_stride, length_stride, repeat_stride, chosen_stride,
@@ -108,7 +107,7 @@ def gather_page_table(*, req_to_token, req_pool_indices, cache_seqlens, row_repe
         CHOSEN=bs_idx is not None, BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK_COLUMNS=BLOCK_COLUMNS)
 
 
-@triton.jit(do_not_specialize=["pages", "page_size", "table_stride_0", "table_stride_1", "out_stride_0", "out_stride_1"])
+@jit
 def _real_page_table(table, out, pages, page_size, table_stride_0, table_stride_1, out_stride_0, out_stride_1,
                      BLOCK: tl.constexpr):
     """Program (row, part). Division rounds down also where it is done on a negative slot."""
@@ -156,7 +155,7 @@ def _sum_before(values, stride, last, BLOCK: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=["max_len", "total_len", "table_stride_0", "table_stride_1", "length_stride"])
+@jit
 def _page_table_1_flattened(table, lengths, out, max_len, total_len, table_stride_0, table_stride_1, length_stride,
                             BLOCK_REQUESTS: tl.constexpr, BLOCK: tl.constexpr):
     """Program (request, part)."""
@@ -195,7 +194,7 @@ def page_table_1_flattened(*, page_table_1, seq_lens, page_table_1_flattened, bs
         BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK=BLOCK_COLUMNS)
 
 
-@triton.jit(do_not_specialize=["total_len", "start_stride", "extend_stride"])
+@jit
 def _topk_indices_offset(starts, extends, out, total_len, start_stride, extend_stride, BLOCK_REQUESTS: tl.constexpr,
                          BLOCK: tl.constexpr):
     """One program per request."""
@@ -231,13 +230,13 @@ def topk_indices_offset(*, cu_seqlens_k, extend_seq_lens, topk_indices_offset, b
                                 extend_seq_lens.stride(0), BLOCK_REQUESTS=BLOCK_REQUESTS, BLOCK=BLOCK_TOKENS)
 
 
-@triton.jit(do_not_specialize=["n"])
+@jit
 def _arange(out, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + i, i, mask=i < n)
 
 
-@triton.jit(do_not_specialize=["stride", "n"])
+@jit
 def _prefix_sums(lengths, out, stride, n, BLOCK: tl.constexpr):
     """One program: block sums with a carry. Slot 0 is the first block's zero."""
     total = tl.zeros((), tl.int32)

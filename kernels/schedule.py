@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 SPLIT = 256
@@ -20,7 +21,7 @@ def _splits(lengths, SPLIT: tl.constexpr):
     return (tl.maximum(lengths, 0) + (SPLIT - 1)) // SPLIT
 
 
-@triton.jit(do_not_specialize=["batch", "num_sms", "len_stride", "out_stride_0", "out_stride_1"])
+@jit
 def _paged_mqa_schedule(context_lens, schedule, batch, num_sms, len_stride, out_stride_0, out_stride_1,
                         SPLIT: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, BLOCK_ROWS: tl.constexpr):
     """One program per block of entries: sum all work, then count the rows that end at or before each entry's start."""
@@ -81,8 +82,7 @@ def _one_column(context_lens: torch.Tensor) -> torch.Tensor:
     raise ValueError(f"context_lens must be [batch] or [batch, next_n], got {tuple(context_lens.shape)}")
 
 
-@triton.jit(do_not_specialize=["batch", "width", "len_stride", "plan_stride_0", "plan_stride_1", "out_stride_0",
-                               "out_stride_1"])
+@jit
 def _paged_mqa_walk(context_lens, schedule, owner, batch, width, len_stride, plan_stride_0, plan_stride_1, out_stride_0,
                     out_stride_1, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
     """One program per SM. The end is passed by comparison, not met by equality: a schedule of other lengths also ends."""
@@ -130,7 +130,7 @@ def paged_mqa_walk(*, context_lens, schedule, owner, num_sms, max_splits):
         owner.stride(0), owner.stride(1), SPLIT=SPLIT, BLOCK=256)
 
 
-@triton.jit(do_not_specialize=["rows", "num_parts", "topk", "len_stride", "out_stride_0", "out_stride_1"])
+@jit
 def _flashmla_schedule(cache_seqlens, metadata, num_splits, rows, num_parts, topk, len_stride, out_stride_0, out_stride_1,
                        DENSE: tl.constexpr, KEYS: tl.constexpr, OVERHEAD: tl.constexpr, BLOCK: tl.constexpr,
                        LANES: tl.constexpr):

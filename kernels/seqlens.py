@@ -5,10 +5,11 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 
-@triton.jit(do_not_specialize=["extend_stride", "seq_stride", "total_len"])
+@jit
 def _seqlens_expand(extend_seq_lens, seq_lens, out, extend_stride, seq_stride, total_len, BLOCK: tl.constexpr):
     """One program per request: sum the lengths before it, then write its ramp block by block."""
     request = tl.program_id(0)
@@ -50,7 +51,7 @@ def seqlens_expand(*, extend_seq_lens, seq_lens, seqlens_expanded, total_len, ma
                            total_len, BLOCK=128)
 
 
-@triton.jit(do_not_specialize=["stride", "n"])
+@jit
 def _cu_seqlens(lengths, out, stride, n, BLOCK: tl.constexpr):
     """One program: block sums with a carry. Slot 0 is the first block's zero."""
     lanes = tl.arange(0, BLOCK)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from . import _checks as checks
+from ._jit import jit
 from ._launch import remembered
 
 COPY, TABLE, OFFSET, PAGES = 0, 1, 2, 3  # what stands for a position: itself, its slot, its ragged position, its page's slot
@@ -40,9 +41,7 @@ def _name(position, live, table_row, table_stride, width, offset, page_size, NAM
 # -- index transforms ---------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["tokens", "rows", "topk", "requests", "table_rows", "width", "table_stride_0", "table_stride_1",
-                               "index_stride_0", "index_stride_1", "offset_stride", "sum_stride", "result_stride_0",
-                               "result_stride_1"])
+@jit
 def _transform_index(page_table, topk_indices, cu_seqlens_q, offsets, result, tokens, rows, topk, requests, table_rows, width,
                      table_stride_0, table_stride_1, index_stride_0, index_stride_1, offset_stride, sum_stride,
                      result_stride_0, result_stride_1, NAMES: tl.constexpr, OWNER: tl.constexpr,
@@ -192,9 +191,7 @@ def _key(score):
     return tl.where((bits >> 31) == 0, bits ^ 0x80000000, bits ^ 0xFFFFFFFF)
 
 
-@triton.jit(do_not_specialize=["width", "topk", "requests", "table_width", "page_size", "score_pitch", "length_stride",
-                               "start_stride", "sum_stride", "table_stride_0", "table_stride_1", "offset_stride",
-                               "out_stride_0", "out_stride_1"])
+@jit
 def _fast_topk(score, lengths, row_starts, cu_seqlens_q, table, offsets, out, width, topk, requests, table_width, page_size,
                score_pitch, length_stride, start_stride, sum_stride, table_stride_0, table_stride_1, offset_stride,
                out_stride_0, out_stride_1, NAMES: tl.constexpr, OWNER: tl.constexpr, HAS_STARTS: tl.constexpr,

@@ -28,7 +28,8 @@ def compile_launch(kernel, args: list, constants: dict) -> None:
     """What `kernel[grid](*args)` would compile on that GPU."""
     backend = make_backend(TARGET)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialisation, options = bind(*args, **constants, debug=False)
+    typical = importlib.import_module("compiled._jit").typical
+    bound, specialisation, options = bind(*typical(kernel, args), **constants, debug=False)
     options, signature, constants, attributes = kernel._pack_args(backend, dict(options), bound, specialisation, options)
     triton.compile(ASTSource(kernel, signature, constants, attributes), target=TARGET, options=options.__dict__)
 

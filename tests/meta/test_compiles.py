@@ -44,7 +44,7 @@ def test_every_kernel_compiles(tmp_path):
 
 
 def test_a_kernel_that_does_not_compile_for_one_request_is_seen(tmp_path):
-    for shared in ("_checks.py", "_launch.py"):
+    for shared in ("_checks.py", "_jit.py", "_launch.py"):
         shutil.copy(ROOT / "kernels" / shared, tmp_path)
     (tmp_path / "seqlens.py").write_text(ONE_ROW_DOES_NOT_FIT)
     one, several = compiled(tmp_path, ["cu_seqlens"], tmp_path / "cache")

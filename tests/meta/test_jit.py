@@ -1,0 +1,75 @@
+"""How often our kernels are compiled: Triton itself says what it would compile anew for. Nothing is compiled here."""
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from kernels._jit import jit, typical
+
+BACKEND = make_backend(GPUTarget("cuda", 90, 32))
+MEMORY = torch.zeros(256, dtype=torch.uint8)
+FIRST = -MEMORY.data_ptr() % 16
+
+
+def copied(out, source, tables, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(source + i, mask=i < n, other=0) + tl.load(tables[0] + i * tables[1], mask=i < n), mask=i < n)
+
+
+def compiled_for(kernel, args: list) -> str:
+    """What Triton tells apart: of all that it is given, the types, the constants and whatever it looked at."""
+    bind = create_function_from_signature(kernel.signature, kernel.params, BACKEND)
+    return str(bind(*args, BLOCK=64)[1])
+
+
+def int32(byte: int) -> torch.Tensor:
+    return MEMORY[FIRST + byte :][:64].view(torch.int32)
+
+
+def calls(out=0, source=0, table=0, stride=5, n=7) -> list:
+    return [int32(out), int32(source), (int32(table), stride), n]
+
+
+DIFFERENT = [calls(out=4), calls(source=4), calls(table=4), calls(out=4, stride=1), calls(out=4, stride=16), calls(out=4, n=1),
+             calls(out=4, n=16)]
+
+
+def kinds(kernel, every) -> set[str]:
+    return {compiled_for(kernel, typical(kernel, args)) for args in every}
+
+
+def jitted() -> JITFunction:
+    """Not `jit` itself, which in a process that interprets kernels makes none to compile."""
+    asked: dict = {}
+    stock, triton.jit = triton.jit, lambda function, **kwargs: asked.update(kwargs)
+    try:
+        jit(copied)
+    finally:
+        triton.jit = stock
+    return JITFunction(copied, **asked)
+
+
+def test_triton_itself_compiles_for_each_of_them():
+    assert len({compiled_for(JITFunction(copied), args) for args in DIFFERENT}) == len(DIFFERENT)
+
+
+def test_one_kernel_for_all_numbers_and_addresses():
+    assert len(kinds(JITFunction(copied), DIFFERENT)) == 1
+    assert len(kinds(jitted(), [calls(table=4), calls(4, 4, 4), calls(table=4, stride=1), calls(table=4, n=16)])) == 1
+
+
+def test_what_is_aligned_is_compiled_as_it_is():
+    plain, unmarked = jitted(), JITFunction(copied)
+    assert compiled_for(unmarked, typical(unmarked, calls())) == compiled_for(unmarked, calls())
+    assert len(kinds(plain, [calls(stride=1), calls(stride=16), calls(stride=5)])) == 3
+    assert len(kinds(plain, [calls(out=4), calls(source=8), calls(n=1)])) == 1
+
+
+def test_what_must_be_told_apart_is():
+    kernel = jitted()
+    wide = [MEMORY[FIRST:][:128].view(torch.int64), *calls(table=4)[1:]]
+    missing = [calls()[0], None, *calls(table=4)[2:]]
+    assert len(kinds(kernel, [calls(table=4), wide, missing, calls(table=4, n=2**31), calls(table=4, stride=2**31)])) == 5
