@@ -22,6 +22,7 @@ from harness.kept import Kept
 
 CONFIRM, RERUNS = 4, 20
 MOST_KINDS = 6
+PATIENCE = 10  # times as many examples are drawn for a subject that declines some: drawing is cheap beside running
 DATABASE = ROOT / ".hypothesis" / "examples"
 
 
@@ -162,7 +163,8 @@ class Campaign:
         reuse = [] if self._known else [Phase.reuse]
         shrink = [Phase.shrink] if self.profile.shrink else []
         return settings(
-            max_examples=self.profile.most, derandomize=self.profile.derandomize, deadline=None,
+            max_examples=self.profile.most * (PATIENCE if self._selective() else 1),
+            derandomize=self.profile.derandomize, deadline=None,
             phases=(Phase.explicit, *reuse, Phase.generate, *shrink), database=database and Kept(database, self),
             verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=True,
         )
@@ -212,10 +214,13 @@ class Campaign:
 
     def _refusal(self, example: Example) -> str:
         """Why the subject says that it does not take an example, or ''."""
-        if not self.worker.describe[self.contract.name]["selective"]:
+        if not self._selective():
             return ""
         answers = self.worker.supports(self.contract.family, casefile.encode_calls(example))
         return next((a for a in answers if a), "")
+
+    def _selective(self) -> bool:
+        return self.worker.describe[self.contract.name]["selective"]
 
     def _count(self, example: Example, fresh: bool) -> None:
         if fresh and not self._known:

@@ -70,6 +70,8 @@ def _campaign(session, subject: str, transform: str, lane: str, strategy, profil
     if lane == "inside" and outcome.verdict == "PASS" and outcome.counted == 0:
         row.verdict = INFRA
         row.notes.append(f"no example was tried; the subject declined {outcome.unsupported}")
+    elif lane == "inside" and outcome.verdict == "PASS" and outcome.unsupported and outcome.counted < profile.counted // 2:
+        row.notes.append(f"few examples: {outcome.counted} of {profile.counted}; the subject declined {outcome.unsupported}")
     _record(record_property, row)
     _fail(subject, transform, rules, outcome.reports)
     return row

@@ -7,6 +7,7 @@ import pytest
 from harness import lanes, registry
 from harness.campaign import PROFILES, Campaign
 from harness.differential import Example, check
+from harness.verdicts import Row
 from measure import shrunk_and_saved
 from oracles.seqlens import CuSeqlens
 from strategies import domain, sessions
@@ -85,6 +86,37 @@ def test_a_fixed_example_fails_on_a_fault_and_passes_on_an_honest_subject(plante
     lanes.fixed(Session("honest_sum"), "planted", example)
     with pytest.raises(pytest.fail.Exception, match="was not written"):
         lanes.fixed(Session("unwritten"), "planted", example)
+
+
+PICKY = """
+import torch
+
+
+def cu_seqlens(*, seqlens, cu_seqlens):
+    cu_seqlens[0] = 0
+    cu_seqlens[1 : len(seqlens) + 1] = torch.cumsum(seqlens, 0)
+
+
+def supports(case):
+    lengths = case["case"]["lengths"]
+    return len(lengths) > 1 and sum(lengths) % {one_in} == {one_in} - 1 or "a sum that happens to fit"
+"""
+
+
+@pytest.mark.parametrize("one_in, verdict, note", [(9, "PASS", None), (300, "PASS", "few examples: "),
+                                                   (10**9, "INFRA", "no example was tried; the subject declined ")],
+                         ids=["enough", "few", "none"])
+def test_a_subject_that_takes_few_examples_is_given_more(one_in, verdict, note, session, tmp_path):
+    class Session:
+        profile, worker, rules = PROFILES["quick"], session.worker, session.rules
+
+    subject, kept = tmp_path / "picky.py", []
+    subject.write_text(PICKY.format(one_in=one_in))
+    row = lanes._campaign(Session, str(subject), "cu_seqlens", "inside", domain.of(registry.contracts()["cu_seqlens"]),
+                          Session.profile, lambda _, text: kept.append(Row.load(text)))
+    assert kept == [row] and row.verdict == verdict
+    assert row.counted == 60 if note is None else row.counted < 30
+    assert [n.startswith(note) for n in row.notes] == [True] if note else row.notes == []
 
 
 def test_a_wrong_call_that_is_accepted_or_refused_late_is_a_failure(planted):
