@@ -163,11 +163,13 @@ class Campaign:
         reuse = [] if self._known else [Phase.reuse]
         shrink = [Phase.shrink] if self.profile.shrink else []
         return settings(
-            max_examples=self.profile.most * (PATIENCE if self._selective() else 1),
-            derandomize=self.profile.derandomize, deadline=None,
+            max_examples=self.profile.most * self._patience(), derandomize=self.profile.derandomize, deadline=None,
             phases=(Phase.explicit, *reuse, Phase.generate, *shrink), database=database and Kept(database, self),
             verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=True,
         )
+
+    def _patience(self) -> int:
+        return PATIENCE if self._selective() else 1
 
     def _database(self) -> ExampleDatabase | None:
         return DirectoryBasedExampleDatabase(DATABASE) if self.profile.database else None
@@ -250,6 +252,9 @@ class Campaign:
 
 class OutsideCampaign(Campaign):
     """Looks outside the contract: broken preconditions, and examples that the subject says it does not take."""
+
+    def _patience(self) -> int:
+        return 1
 
     def _judge(self, example: Example) -> tuple[Example, list[Found]]:
         fresh = self._first_time(example)

@@ -22,7 +22,8 @@ from harness import registry  # noqa: E402
 from harness.contract import Role  # noqa: E402
 from harness.worker import interpreter  # noqa: E402
 
-interpreter.loop_bounds_from_memory(importlib.import_module("triton.runtime.interpreter"))
+for shim in (interpreter.loop_bounds_from_memory, interpreter.scalar_and_vector_masks):
+    shim(importlib.import_module("triton.runtime.interpreter"))
 Plan = importlib.import_module("planned._plan").Plan
 remembering = importlib.import_module("planned._launch")._remembering
 UNSET = 77
