@@ -1,8 +1,9 @@
 """Triton kernels of the index_cache family: one launch each, no synchronisation, nothing allocated.
 
 Caches are addressed by bytes with 64-bit offsets, so any page pitch and any alignment is right, and a slot or page that
-lies outside the cache touches nothing. Arithmetic is in float32. A pool's page size is a compile-time constant; lengths,
-batch size and strides are not.
+lies outside the cache touches nothing. Arithmetic is in float32. A pool's page size is a compile-time constant; lengths
+and batch size are not. Plain `triton.jit`, so that of aligned tensors the compiler knows pitches and alignment, and moves 16
+bytes at once where it would move one.
 """
 
 import torch

@@ -1,5 +1,7 @@
 """How often our kernels are compiled: Triton itself says what it would compile anew for. Nothing is compiled here."""
 
+import re
+
 import torch
 import triton
 import triton.language as tl
@@ -7,8 +9,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from harness.client import ROOT
 from kernels._jit import jit, typical
 
+KNOW_ALIGNMENT = {"index_cache": {"_get", "_get_k_and_s", "_set_k_and_s", "_fused_store", "_quantize_k_cache",
+                                  "_dequantize_k_cache"}, "seqlens": {"_nsa_cache_seqlens"}}  # each says why in its file
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
 MEMORY = torch.zeros(256, dtype=torch.uint8)
 FIRST = -MEMORY.data_ptr() % 16
@@ -73,3 +78,15 @@ def test_what_must_be_told_apart_is():
     wide = [MEMORY[FIRST:][:128].view(torch.int64), *calls(table=4)[1:]]
     missing = [calls()[0], None, *calls(table=4)[2:]]
     assert len(kinds(kernel, [calls(table=4), wide, missing, calls(table=4, n=2**31), calls(table=4, stride=2**31)])) == 5
+
+
+def compiled_by_triton_s_rules(text: str) -> set[str]:
+    """The functions that a module launches and that are no `jit` of ours."""
+    return set(re.findall(r"^ *(_\w+)\[(?:\(|grid\])", text, re.M)) - set(re.findall(r"^@jit\ndef (\w+)", text, re.M))
+
+
+def test_whatever_is_launched_is_compiled_for_few_kinds():
+    found = {file.stem: compiled_by_triton_s_rules(file.read_text()) for file in (ROOT / "kernels").glob("*.py")}
+    assert {family: names for family, names in found.items() if names} == KNOW_ALIGNMENT
+    both = "@triton.jit\ndef _a(x):\n    pass\n\n\n@jit\ndef _b(x):\n    pass\n\n\ndef f(x):\n    _a[HOW](x)\n    _b[HOW](x)\n"
+    assert [compiled_by_triton_s_rules(both.replace("HOW", how)) for how in ("(1,)", "grid")] == [{"_a"}, {"_a"}]
