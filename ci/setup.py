@@ -1,6 +1,8 @@
 """Find or make a Python that can run the suite. Standard library only: a fresh machine has nothing else."""
 
+import fcntl
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -40,19 +42,37 @@ def python() -> str:
     if suits(sys.executable, extras=NO_SKIPS):
         return sys.executable
     inside = str(VENV / "bin" / "python")
-    if not (VENV.exists() and suits(inside)):
-        print(f"setting up {VENV.name} (once; a minute or more)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-        quiet = [] if sys.stdout.isatty() else ["--quiet"]  # in a terminal pip shows how far it is
-        pip = [inside, "-m", "pip", "install", *quiet, "-c", str(ROOT / "ci" / "constraints.txt")]
-        # torch on its own first: with the pinned build there, nothing else pulls another.
-        subprocess.run([*pip, *(r for r in requirements() if r.startswith("torch>"))], check=True)
-        subprocess.run([*pip, *requirements()], check=True)
+    if not suits_if_there(inside):
+        with VENV.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a command beside this one may be at it already
+            if not suits_if_there(inside):
+                make(inside)
     return inside
 
 
+def suits_if_there(inside: str) -> bool:
+    return VENV.exists() and suits(inside)
+
+
+def make(inside: str) -> None:
+    """A fresh .venv with everything."""
+    print(f"setting up {VENV.name} (once; a minute or more)", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]  # in a terminal pip shows how far it is
+    pip = [inside, "-m", "pip", "install", *quiet, "-c", str(ROOT / "ci" / "constraints.txt")]
+    # torch on its own first: with the pinned build there, nothing else pulls another.
+    subprocess.run([*pip, *(r for r in requirements() if r.startswith("torch>"))], check=True)
+    subprocess.run([*pip, *requirements()], check=True)
+
+
 def run(*arguments: str) -> None:
-    """Become the suite's Python with `arguments`, in the caller's folder: paths are the caller's, and so is Ctrl-C."""
-    inside = python()
+    """Become the suite's Python with `arguments`, in the caller's folder: paths are the caller's, and so is Ctrl-C. Exit
+    status 1 would mean a finding, so where no such Python can be had it is 2."""
+    try:
+        inside = python()
+    except subprocess.CalledProcessError as error:
+        print(f"ci/{Path(sys.argv[0]).name}: {VENV.name} could not be set up: status {error.returncode} of "
+              f"`{shlex.join(error.cmd)}`", file=sys.stderr)
+        sys.exit(2)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.execv(inside, [inside, "-P", *arguments])
