@@ -60,12 +60,11 @@ def _store_blocks(tables, strides, first_row, rows, column, values):
 
 
 @triton.jit
-def _store_pages(source, stride, tables, strides, first_row, rows, page_size, first, last, BLOCK: tl.constexpr):
-    """Cells first .. last - 1 of the rows of every backend's page table: the page of each page's first token."""
-    for start in range(first, last, BLOCK):
-        page = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        tokens = tl.load(source + page * page_size * stride, mask=page < last, other=0)
-        _store_rows(tables, strides, first_row, rows, page, tokens // page_size, page < last)
+def _store_pages(source, stride, tables, strides, first_row, rows, page_size, start, stop, BLOCK: tl.constexpr):
+    """Cells start .. start + BLOCK - 1, but for those from `stop`, of rows of page tables: the page of its first token."""
+    page = (start + tl.arange(0, BLOCK)).to(tl.int64)
+    tokens = tl.load(source + page * page_size * stride, mask=page < stop, other=0)
+    _store_rows(tables, strides, first_row, rows, page, tokens // page_size, page < stop)
 
 
 @jit
@@ -155,15 +154,17 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
                 else:
                     tokens = tl.load(source + column * token_stride_1, mask=column < length, other=0)
                     _store_rows(page_table_1, wide_strides, rows_before, rows, column, tokens, column < length)
-                if HAS_REAL:  # the pages of these tokens, which are in the cache now
-                    _store_pages(source, token_stride_1, real_page_table, real_strides, rows_before, rows, page_size,
-                                 (start + page_size - 1) // page_size,
-                                 (tl.minimum(start + BLOCK_COLUMNS, length) + page_size - 1) // page_size, BLOCK_PAGES)
+                if HAS_REAL:  # the pages that begin with one of these tokens, which are in the cache now
+                    first = (start + page_size - 1) // page_size
+                    stop = (tl.minimum(start + BLOCK_COLUMNS, length) + page_size - 1) // page_size
+                    for page in range(first, stop, BLOCK_PAGES):
+                        _store_pages(source, token_stride_1, real_page_table, real_strides, rows_before, rows, page_size,
+                                     page, stop, BLOCK_PAGES)
         else:
             count = (length + page_size - 1) // page_size
             for start in range(own, count, step):
                 _store_pages(source, token_stride_1, real_page_table, real_strides, rows_before, rows, page_size,
-                             start, tl.minimum(start + BLOCK_COLUMNS, count), BLOCK_COLUMNS)
+                             start, count, BLOCK_COLUMNS)
 
 
 @remembered

@@ -428,6 +428,10 @@ class PlainAllocations:
         return _Allocation(size)
 
     def release(self, blocks: list) -> None:
+        """Their memory is free now, whoever still holds a view: a subject may, and under compute-sanitizer the frames of
+        past calls do."""
+        for block in blocks:
+            block.tensor.untyped_storage().resize_(0)
         blocks.clear()
         self._turn.done()
 
@@ -440,8 +444,9 @@ class _Allocation:
         self._written: list[tuple[int, int]] = []
 
     def write(self, offset: int, data: np.ndarray) -> None:
-        self.tensor[offset : offset + len(data)] = torch.from_numpy(data.copy()).cuda()
-        self._written.append((offset, offset + len(data)))
+        self.tensor[offset : offset + len(data)] = torch.from_numpy(data.copy()).to(self.tensor.device)
+        if (span := (offset, offset + len(data))) not in self._written:  # written again where a graph was captured between
+            self._written.append(span)
 
     def read(self) -> list[tuple[int, np.ndarray]]:
         """Small blocks whole; of large ones the windows and every other byte that is no longer zero; of those that fill a

@@ -1,4 +1,4 @@
-"""Our kernels with small tiles and so few programs that each walks over several tiles of a short row.
+"""Our kernels with small tiles, so few programs that each walks over several tiles of a short row, and a small cache.
 
 As they stand one pass of their programs covers tens of thousands of columns, which takes Triton's interpreter minutes. The
 folder of the kernels is PLUMBLINE_KERNELS, so that a faulty copy can be looked at in the same way.
@@ -15,7 +15,7 @@ FEW = {
     "index_cache": {"BLOCK_TOKENS": 8, "MOST_PROGRAMS": 4},
     "indexer": {"ROW_TILE": (2, 4), "MOST_SPLITS": 2},
     "kv_indices": {"BLOCK": 8, "DRAFT_BLOCK": 8, "MOST_SPLITS": 3},
-    "metadata": {"BLOCK_COLUMNS": 8, "PROGRAMS": 4, "LEAST_SPLITS": 3},
+    "metadata": {"BLOCK_COLUMNS": 8, "BLOCK_PAGES": 2, "PROGRAMS": 4, "LEAST_SPLITS": 3, "KEPT_CELLS": 64},
     "metadata_copy": {"BLOCK_ITEMS": 8, "TILE": 16, "MOST_ROWS": 2, "MOST_PROGRAMS": 6},
     "mla_block_table": {"BLOCK_COLUMNS": 4, "MOST_SPLITS": 3},
     "page_table": {"BLOCK_COLUMNS": 8, "MOST_SPLITS": 3},

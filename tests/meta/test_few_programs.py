@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import registry
+from harness import devices, registry
 from harness.campaign import Campaign, Profile
 from harness.client import ROOT, Worker, WorkerOptions
 from strategies import domain
@@ -17,11 +17,14 @@ WALKING = (  # transforms whose programs walk over tiles
     "generate_draft_decode_kv_indices", "get_k_and_s", "mla_block_table", "mla_multi_step_draft", "page_table_1_flattened",
     "real_page_table", "target_verify_metadata",
 )
-WRONG = {  # a step that one pass of the programs does not show
-    "metadata": ("step = (parts - 1) * BLOCK_COLUMNS", "step = parts * BLOCK_COLUMNS", "decode_metadata"),
-    "metadata_copy": ("columns, tl.num_programs(1) * BLOCK_COLUMNS)", "columns, tl.num_programs(0) * BLOCK_COLUMNS)",
-                      "fused_metadata_copy"),
-}
+WRONG = (  # what one pass of the programs over rows that the cache can keep does not show
+    ("metadata", "step = (parts - 1) * BLOCK_COLUMNS", "step = parts * BLOCK_COLUMNS", "decode_metadata"),
+    ("metadata", 'tl.load(block, eviction_policy="evict_first")', 'tl.load(block + 1, eviction_policy="evict_first")',
+     "decode_metadata"),
+    ("metadata", "range(first, stop, BLOCK_PAGES)", "range(first, stop, stop - first)", "decode_metadata"),
+    ("metadata_copy", "columns, tl.num_programs(1) * BLOCK_COLUMNS)", "columns, tl.num_programs(0) * BLOCK_COLUMNS)",
+     "fused_metadata_copy"),
+)
 
 
 def verdict(worker: Worker, transform: str, folder: Path, examples: int = 25) -> str:
@@ -30,14 +33,15 @@ def verdict(worker: Worker, transform: str, folder: Path, examples: int = 25) ->
     return Campaign(contract, worker, contract.rules(), domain.of(contract), profile, folder=folder).run().verdict
 
 
-def worker_of(folder: Path) -> Worker:
-    options = WorkerOptions(str(HERE / "few_programs.py"), environment={"PLUMBLINE_KERNELS": str(folder)})
+def worker_of(folder: Path, device: str = "cpu") -> Worker:
+    environment = devices.environment(device, 0) | {"PLUMBLINE_KERNELS": str(folder)}
+    options = WorkerOptions(str(HERE / "few_programs.py"), device, environment=environment)
     return Worker(options, [registry.contracts()[name] for name in WALKING])
 
 
-@pytest.fixture(scope="module")
-def worker():
-    found = worker_of(ROOT / "kernels")
+@pytest.fixture(scope="module", params=["cpu", "cuda"] if devices.gpus() else ["cpu"])
+def worker(request):
+    found = worker_of(ROOT / "kernels", request.param)
     yield found
     found.close()
 
@@ -47,9 +51,8 @@ def test_programs_that_walk_over_tiles_miss_none(worker, transform, tmp_path):
     assert verdict(worker, transform, tmp_path) == "PASS"
 
 
-@pytest.mark.parametrize("family", WRONG)
-def test_a_wrong_step_shows(family, tmp_path):
-    right, wrong, transform = WRONG[family]
+@pytest.mark.parametrize(("family", "right", "wrong", "transform"), WRONG)
+def test_what_only_many_tiles_show_is_found(family, right, wrong, transform, tmp_path):
     copy = tmp_path / "kernels"
     shutil.copytree(ROOT / "kernels", copy)
     text = (copy / f"{family}.py").read_text()

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from measure import hunt
 
-from harness import devices, registry
-from harness.differential import Example, check
+from harness import casefile, devices, registry
+from harness.differential import Example, check, replay
 from oracles.seqlens import CuSeqlens
 from harness.client import ROOT, StandIn, Worker, WorkerOptions
+from harness.sanitized import ENVIRONMENT
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not devices.gpus(), reason="no GPU is visible here; pytest --require-gpu is red then")
@@ -70,6 +71,19 @@ def test_an_integer_that_wraps_shows_only_where_triton_checks_for_it(worker, tmp
 def test_of_a_far_block_every_byte_that_changed_is_reported():
     done = subprocess.run([sys.executable, "-c", FAR_BLOCK], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.split("\n")[0] == str([7 * 4096 + 6, 1 << 29]) + " [0, 9]", done.stderr
+
+
+def test_far_tables_hold_without_guard_pages_too():
+    """As without cuda-bindings. The second run is a captured graph, whose inputs are filled twice."""
+    far = [casefile.read(p).example for p in sorted((ROOT / "tests" / "corpus").glob("*past-2-31-elements.json"))]
+    plain = Worker(WorkerOptions("kernels", "cuda", guards=False, environment=devices.environment("cuda", 0) | ENVIRONMENT),
+                   list(registry.contracts().values()))
+    try:
+        found = [replay(example, plain, example.contract.rules(plain.describe[example.contract.name]["variant"]))
+                 for example in far]
+    finally:
+        plain.close()
+    assert len(far) > 1 and not any(found), found
 
 
 ONE, TWO = Example((CuSeqlens((3, 5)),)), Example((CuSeqlens((3, 5)), CuSeqlens((4, 9)), CuSeqlens((0, 1))))

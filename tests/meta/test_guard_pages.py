@@ -88,3 +88,22 @@ def test_beside_a_small_block_the_margin_is_compared_and_made_anew(driver):
     assert changes(memory) == {WINDOW: 7, len(SMALL) + 3: 0}
     mapped(memory, **small)
     assert changes(memory) == {}
+
+
+def test_plain_allocations_are_free_with_the_next_call_whoever_holds_a_view(driver):
+    memory = gpu.GpuMemory("plain allocations")
+    held = mapped(memory, size=1 << 21, at=0)
+    held[5] = 9
+    fresh = mapped(memory, size=1 << 21, at=0)
+    assert held.untyped_storage().size() == 0 and fresh.untyped_storage().size() == 1 << 21
+    assert changes(memory) == {}
+
+
+def test_of_a_plain_allocation_every_changed_byte_is_told_once_however_often_it_was_filled(driver, monkeypatch):
+    monkeypatch.setattr(gpu, "HUGE", 1 << 20)
+    memory = gpu.GpuMemory("plain allocations")
+    block = mapped(memory, size=1 << 21, at=0)
+    memory._write()  # as before a graph is captured
+    block[WINDOW + 1] = 0
+    ((positions, values),) = memory.changes()
+    assert positions.tolist() == [WINDOW + 1] and values.tolist() == [0]
