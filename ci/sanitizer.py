@@ -26,8 +26,9 @@ TOOLS = {  # tool -> the planted faults that it must see
     "racecheck": ("shared_memory_race",),
     "synccheck": ("divergent_barrier",),
 }
-NOT_FAR = ("racecheck",)  # looks at shared memory, which a far table has none of, and takes minutes to clear one
+NOT_FAR = ("racecheck",)
 FAR = 1 << 34  # bytes
+ROOM = 1.25  # bytes that a case may take for each of its own; under initcheck it took 1.12
 PROBE = Example((CuSeqlens((3, 5)),))
 
 
@@ -82,11 +83,22 @@ def run(options: argparse.Namespace) -> list[Result]:
         start = time.monotonic()
         prove(command, tool, options)
         print(f"{tool}: sees its planted faults ({time.monotonic() - start:.0f} s)", flush=True)
-        mine = {n: e for n, e in cases.items() if tool not in NOT_FAR or size(e) < FAR}
+        left = {n: why for n, e in cases.items() if (why := left_out(tool, size(e), devices.memory(devices.gpus()[0])))}
+        for name, why in left.items():
+            print(f"{tool}: left out: {name}: {why}", flush=True)
+        mine = {n: e for n, e in cases.items() if n not in left}
         results += sweep(command, tool, mine, options)
-        left = f" ({len(cases) - len(mine)} far tables left out)" if len(mine) < len(cases) else ""
-        print(f"{tool}: {len(mine)} cases{left}, {time.monotonic() - start:.0f} s", flush=True)
+        print(f"{tool}: {len(mine)} cases, {len(left)} left out, {time.monotonic() - start:.0f} s", flush=True)
     return results
+
+
+def left_out(tool: str, needs: int, memory: int) -> str:
+    """Why a case of `needs` bytes is not run under a tool on a GPU of `memory` bytes (0: not known), or ''."""
+    if tool in NOT_FAR and needs >= FAR:
+        return f"{tool} takes minutes to clear a far table, and looks at shared memory, which it has none of"
+    if memory and needs * ROOM > memory:
+        return f"takes {needs * ROOM / 2**30:.0f} GiB, and this GPU has {memory / 2**30:.0f}"
+    return ""
 
 
 def size(example: Example) -> int:

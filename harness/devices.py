@@ -27,6 +27,15 @@ def model(gpu: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or gpu
 
 
+def memory(gpu: str) -> int:
+    """Bytes of memory that a GPU has in all; 0 if the driver's tool is missing or does not say."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "-i", gpu]
+    mebibytes = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return int(mebibytes) << 20 if mebibytes.isdigit() else 0
+
+
 def resolve(wanted: str) -> str:
     """`cpu` or `cuda`; `auto` is CUDA where a GPU is."""
     return ("cuda" if gpus() else "cpu") if wanted == "auto" else wanted

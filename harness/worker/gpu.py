@@ -428,8 +428,8 @@ class PlainAllocations:
         return _Allocation(size)
 
     def release(self, blocks: list) -> None:
-        """Their memory is free now, whoever still holds a view: a subject may, and under compute-sanitizer the frames of
-        past calls do."""
+        """Their memory is free now, whoever still holds a view: a subject may, and under compute-sanitizer the arguments of
+        past calls stay alive."""
         for block in blocks:
             block.tensor.untyped_storage().resize_(0)
         blocks.clear()

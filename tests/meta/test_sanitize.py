@@ -93,9 +93,17 @@ def test_out_of_time(pretended, capsys):
 def test_a_tool_for_shared_memory_gets_no_far_table(pretended, monkeypatch, capsys):
     monkeypatch.setattr(sanitize, "NOT_FAR", ("initcheck",))
     assert pretended("--only", "decode 2^31") == 2
-    assert "none of the 0 cases" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "left out: decode 2^31 cells away: initcheck takes minutes" in said and "none of the 0 cases" in said
     assert sanitize.size(sanitize.EXAMPLES["decode 128k"]) < sanitize.FAR < sanitize.size(
         sanitize.EXAMPLES["decode 2^31 cells away"])
+
+
+def test_what_does_not_fit_into_the_gpu_is_left_out_and_named(pretended, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "memory", lambda gpu: 24 << 30)
+    assert pretended("--only", "2^31 cells") == 2
+    assert "left out: decode 2^31 cells away: takes 30 GiB, and this GPU has 24" in capsys.readouterr().out
+    assert sanitize.left_out("memcheck", 24 << 30, 80 << 30) == sanitize.left_out("memcheck", 24 << 30, 0) == ""
 
 
 def test_clean_cases_and_a_finding_that_names_its_case(pretended, monkeypatch, tmp_path, capsys):
