@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         lines = Path(folder) / "lines.jsonl"
         lines.touch()
         for k, (name, (subject, paths)) in enumerate(plan.items()):
-            extra = [] if subject != "sglang" else [[n, s.batch, s.context] for n in composite.NAMES for s in headline(chosen)]
+            extra = [[n, s.batch, s.context] for n in composite.NAMES.get(subject, ()) for s in headline(chosen)]
             rows = extra + [[n, s.batch, s.context] for n, s in chosen]
             seconds = (end - time.monotonic()) / (len(plan) - k) if subject != "kernels" else 0.5 * options.seconds
             measure({"subject": subject, "name": name, "device": device, "paths": [str(ROOT), *paths], "out": str(lines),

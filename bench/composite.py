@@ -1,8 +1,11 @@
-"""What upstream does in one step for several draft backends, with its own functions and ready tensors.
+"""What the headlines compare, beside the rows of the table: one step for several draft backends.
 
+ragged_decode  our decode metadata, for requests of different lengths
 precompute     0.5.10.post1 prepares a decode batch with PyTorch, before it copies it into the backends
 multi_copy     and that copy
 three_decodes  0.5.23 derives a decode batch three times, once per backend
+
+Upstream's are its own functions, called with ready tensors.
 """
 
 import ast
@@ -16,11 +19,13 @@ import torch
 
 from bench import rows, sizes
 
-NAMES = ("precompute", "multi_copy", "three_decodes")
+NAMES = {"kernels": ("ragged_decode",), "sglang": ("precompute", "multi_copy", "three_decodes")}
 
 
 def measure(bench: "rows.Bench", name: str, batch: int, context: int) -> dict:
     """A row like any other, or that this SGLang has no such thing."""
+    if name == "ragged_decode":
+        return bench.case(sizes.ragged_decode(sizes.Size(batch, context)))
     upstream = importlib.import_module(f"plumbline_{bench.spec}._upstream")
     transform = "fused_metadata_copy_multi" if name == "multi_copy" else "decode_metadata"
     call = globals()[f"_{name}"](upstream, rows.materialise(sizes.case(transform, sizes.Size(batch, context)), bench.device))

@@ -44,9 +44,20 @@ def headlines(results: Results) -> list[str]:
         floor, empty = results.floor("decode_metadata", size), results.floors.get("an empty launch", {}).get("gpu", {})
         lines.append(f"  floor {_us(floor)} GPU (an empty launch {_us(empty.get('median'))}): "
                      f"{_ratio(ours['gpu'], floor)} times the floor")
+        lines += _ragged(results, size)
         for name in results.upstreams:
             lines += [f"  {name}: {text}" for text in _against(results, name, size, ours)]
     return lines
+
+
+def _ragged(results: Results, size: Size) -> list[str]:
+    """The same for lengths from half the context to all of it; the copies copy as many columns as the longest request has."""
+    gpu, floor = results.median(OWN, "ragged_decode", size, "gpu"), results.floor("ragged_decode", size)
+    if gpu is None:
+        return []
+    copies = [(name, results.median(name, "multi_copy", size, "gpu")) for name in results.upstreams]
+    told = "".join(f", {_ratio(gpu, copy)} of {name}'s copy" for name, copy in copies if copy is not None)
+    return [f"  lengths from half of it to all of it: {_us(gpu)} GPU, {_ratio(gpu, floor)} times the floor for these{told}"]
 
 
 def _against(results: Results, name: str, size: Size, ours: dict) -> list[str]:

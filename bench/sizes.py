@@ -166,6 +166,14 @@ SIZES: dict[str, Sized] = {
 }
 
 
+def ragged_decode(size: Size) -> Case:
+    """`decode_metadata` for lengths spread evenly from half the context to all of it, as requests of different ages have."""
+    steps, half = max(size.batch - 1, 1), size.context // 2
+    return metadata.Decode(
+        tuple(metadata.Req(i, size.context - half * (size.batch - 1 - i) // steps) for i in range(size.batch)),
+        page_size=PAGE, backends=BACKENDS, slots=size.batch)
+
+
 def case(name: str, size: Size) -> Case | None:
     """The transform's case of this size; None where its inputs are more than a benchmark should make."""
     sized = SIZES[name]

@@ -65,6 +65,11 @@ def test_every_transform_has_sizes_and_the_headlines_come_first():
     assert sum(n == "cu_seqlens" for n, _ in chosen) == len(sizes.BATCHES)
 
 
+@pytest.mark.parametrize(("batch", "context", "lengths"), [(3, 8, (4, 6, 8)), (1, 8, (8,)), (2, 7, (4, 7))])
+def test_ragged_lengths_reach_from_half_the_context_to_all_of_it(batch, context, lengths):
+    assert tuple(r.seq_len for r in sizes.ragged_decode(sizes.Size(batch, context)).batch) == lengths
+
+
 @pytest.mark.parametrize("arguments, told", [
     (["--family", "nothing"], "--family nothing: known are draft,"),
     (["--upstream", "0.5.23"], "NAME=DIR"),
@@ -89,14 +94,17 @@ def results() -> dict:
             "gpu_how": "graph of 20 calls"}
     return {"when": "2026-01-01", "machine": {"kernels": {"device": "a GPU"}, "eager": {}, "0.5.10.post1": {}, "0.5.23": {}},
             "floors": [{"floor": "a copy of 1 GiB", "bytes_per_us": 4000}, {"floor": "an empty launch", "gpu": time(1)}],
-            "rows": [ours, row("eager", host=100, gpu=1), row("0.5.10.post1", "precompute", host=72, gpu=9),
-                     row("0.5.10.post1", "multi_copy", host=8, gpu=4), row("0.5.23", "three_decodes", host=50, gpu=6)]}
+            "rows": [ours, {**ours, "transform": "ragged_decode", "gpu": time(1.5)}, row("eager", host=100, gpu=1),
+                     row("0.5.10.post1", "precompute", host=72, gpu=9), row("0.5.10.post1", "multi_copy", host=8, gpu=4),
+                     row("0.5.23", "three_decodes", host=50, gpu=6)]}
 
 
 def test_the_headlines_are_ratios_of_one_run():
     told = "\n".join(render.headlines(render.Results(results())))
     assert "3 draft backends, batch 8, context 8k: plan 8.0 µs host, 2.0 µs GPU; checked call 40.0 µs host" in told
     assert "floor 1.0 µs GPU (an empty launch 1.0 µs): 2.00 times the floor" in told
+    assert ("lengths from half of it to all of it: 1.5 µs GPU, 1.50 times the floor for these, 0.38 of 0.5.10.post1's copy\n"
+            in told)
     assert "0.5.10.post1: precompute 72.0 µs and fused copy 8.0 µs host, 4.0 µs GPU: plan 0.10 of both" in told
     assert "3 fused decodes 50.0 µs host, 6.0 µs GPU: plan 0.16 and checked call 0.80 of it on the host, 0.33 on" in told
 
