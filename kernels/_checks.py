@@ -1,5 +1,6 @@
 """Argument checks shared by the kernels: every message names the argument, what came and what is needed."""
 
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ import triton
 
 INT32 = (torch.int32,)
 INT = (torch.int32, torch.int64)
-_watchers: list[dict[str, torch.Tensor]] = []
+_thread = threading.local()
 
 
 def tensor(name: str, value, dtypes: Sequence[torch.dtype], least: Sequence[int], device: torch.device,
@@ -39,18 +40,22 @@ def own_cells(name: str, value: torch.Tensor) -> None:
 
 def apart(outputs: dict[str, torch.Tensor], others: dict[str, torch.Tensor], may_alias=frozenset()) -> None:
     """No output shares memory with another argument, except pairs in `may_alias` that are the very same memory."""
-    for watcher in _watchers:
+    for watcher in getattr(_thread, "watchers", ()):
         watcher.update(outputs)
     spans = sorted((*span(t), n) for n, t in {**others, **outputs}.items() if t.numel())
     reach, widest = -1, ""
     for first, last, name in spans:
         if first < reach and (name in outputs or widest in outputs):
             pair = frozenset((_base(name), _base(widest)))
-            same = first == span({**others, **outputs}[widest])[0]
-            if not (pair in may_alias and same):
+            if not (pair in may_alias and _same_cells(*({**others, **outputs}[n] for n in (name, widest)))):
                 raise ValueError(f"{name} and {widest} share memory, and must not")
         if last > reach:
             reach, widest = last, name
+
+
+def _same_cells(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two views have their first cells, and so all that both have, in common, one by one."""
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and (min(a.numel(), b.numel()) < 2 or a.stride() == b.stride())
 
 
 def positive(name: str, value: int, least: int = 1) -> None:
@@ -80,13 +85,14 @@ def rows_aligned(*tables: torch.Tensor) -> int:
 
 @contextmanager
 def watched():
-    """Collect the outputs that the calls inside name, for a plan that is being bound."""
+    """Collect the outputs that this thread's calls inside name, for a plan that is being bound."""
     found: dict[str, torch.Tensor] = {}
-    _watchers.append(found)
+    outer = getattr(_thread, "watchers", ())
+    _thread.watchers = (*outer, found)
     try:
         yield found
     finally:
-        _watchers.remove(found)
+        _thread.watchers = outer
 
 
 def span(t: torch.Tensor) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from triton.runtime.jit import KernelInterface
 from . import _checks as checks
 from ._jit import typical
 
-_thread = threading.local()
+_thread, _recording = threading.local(), threading.RLock()
 MOST_REMEMBERED = 256
 
 
@@ -186,19 +186,22 @@ def record(transform, arguments: dict) -> tuple[list, dict[str, torch.Tensor], o
 
 @contextmanager
 def _recorder():
-    """`kernel[grid](...)` of this thread is noted, and not launched."""
-    stock, here, launches = KernelInterface.__getitem__, threading.get_ident(), []
+    """`kernel[grid](...)` of this thread is noted, and not launched; of another thread it is launched. One thread records at a
+    time, since what is replaced, and put back, is the process's."""
+    with _recording:
+        stock, here, launches = KernelInterface.__getitem__, threading.get_ident(), []
 
-    def getitem(kernel, grid):
-        if threading.get_ident() != here:
-            return stock(kernel, grid)
-        return lambda *args, **constants: launches.append((kernel, grid, list(args), constants))
+        def getitem(kernel, grid):
+            if threading.get_ident() != here:
+                return stock(kernel, grid)
+            return lambda *args, **constants: launches.append((kernel, grid, list(args), constants))
 
-    KernelInterface.__getitem__, _thread.recording = getitem, True
-    try:
-        yield launches
-    finally:
-        KernelInterface.__getitem__, _thread.recording = stock, False
+        outer, _thread.recording = getattr(_thread, "recording", False), True
+        KernelInterface.__getitem__ = getitem
+        try:
+            yield launches
+        finally:
+            KernelInterface.__getitem__, _thread.recording = stock, outer
 
 
 def flat(arguments: dict) -> dict[str, torch.Tensor]:

@@ -43,6 +43,9 @@ class Plan:
                 raise ValueError(f"new names {name!r}, which is no tensor argument of {transform.__name__}")
             if any(tensors[name] is t for t in self.written.values()):
                 raise ValueError(f"new names {name!r}, which {transform.__name__} writes: outputs are bound")
+            if shared := _sharing(name, tensors, self.written):
+                raise ValueError(f"new names {name!r}, which shares memory with {shared}, so that a plan could not tell them apart;"
+                                 " bind it to memory of its own (a call may pass one tensor for both)")
         bound = {n: t for n, t in tensors.items() if n not in new}
         self._names, self._bound = list(bound), list(bound.values())
         self._addresses = [t.data_ptr() for t in self._bound]
@@ -112,6 +115,20 @@ class _New:
         if k and self.ends[k - 1] > pointer and pointer != self.first:
             raise ValueError(f"{self.name} shares memory with an output of the plan, and must not")
         return pointer
+
+
+def _sharing(name: str, tensors: dict[str, torch.Tensor], written: dict[str, torch.Tensor]) -> str:
+    """Another input that is the tensor `name`, or has a byte in common with it, or ''."""
+    mine, outputs = tensors[name], {id(t) for t in written.values()}
+    for other, tensor in tensors.items():
+        if other != name and id(tensor) not in outputs:
+            if tensor is mine:
+                return other
+            if tensor.numel() and mine.numel():
+                (a, b), (c, d) = checks.span(tensor), checks.span(mine)
+                if a < d and c < b:
+                    return other
+    return ""
 
 
 def _connect(inputs: list[_New], tensors: dict[str, torch.Tensor], launches: list, recorded: list) -> None:

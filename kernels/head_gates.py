@@ -239,6 +239,7 @@ def update_rope_guarded(*, memory, shape, dst_offset, dst_strides, src_offset, s
     """
     device = checks.device_of("memory", memory)
     checks.tensor("memory", memory, COPIED, (0,), device, unit_stride=True)
+    checks.apart({"memory": memory}, {})
     write_back(_view(memory, "dst", shape, dst_offset, dst_strides), _view(memory, "src", shape, src_offset, src_strides))
 
 

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import sys
+import threading
 import types
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from harness import registry  # noqa: E402
 from harness.contract import Role  # noqa: E402
 from harness.worker import interpreter  # noqa: E402
 
+KernelInterface = importlib.import_module("triton.runtime.jit").KernelInterface
 for shim in (interpreter.loop_bounds_from_memory, interpreter.scalar_and_vector_masks):
     shim(importlib.import_module("triton.runtime.interpreter"))
 Plan = importlib.import_module("planned._plan").Plan
@@ -82,6 +84,11 @@ def misuses() -> dict:
         "too few": lambda: once(),
         "an output as input": lambda: once(sums[4:8]),
         "an output as new": lambda: bind(new=("cu_seqlens",)),
+        "one tensor for two new ones": lambda: Plan(function("indexer_k_start_end"), new=("extend_seq_lens", "seq_lens"), **twice()),
+        "a new one that a bound one is": lambda: Plan(function("indexer_k_start_end"), new=("seq_lens",), **twice()),
+        "memory as new": lambda: Plan(function("update_rope_guarded"), new=("memory",), **overlapping(tokens=2)),
+        "lengths of another type at one address": lambda: alias(torch.arange(1, 4), torch.int32, 1),
+        "lengths of another pitch at one address": lambda: alias(torch.arange(1, 7, dtype=torch.int32), torch.int32, 2),
         "an unknown name": lambda: bind(new=("lengths",)),
         "what the call refuses": lambda: Plan(function("cu_seqlens"), seqlens=seqlens, cu_seqlens=sums[:4]),
         "a copy in the call": lambda: Plan(function("update_rope_guarded"), **overlapping()),
@@ -121,9 +128,47 @@ def remembered() -> dict:
     return results
 
 
-def overlapping() -> dict:
-    """A write-back between overlapping views that are too large for one program."""
-    shape = (64, 8, 64)
+def twice() -> dict:
+    """One tensor for both lengths, as of an extend without a prefix."""
+    given = arguments("indexer_k_start_end")
+    return given | {"seq_lens": given["extend_seq_lens"]}
+
+
+def alias(lengths: torch.Tensor, dtype: torch.dtype, step: int):
+    """Decode metadata whose cache_seqlens begin where seq_lens do, and are other cells."""
+    given = arguments("decode_metadata")
+    views = [lengths.view(dtype)[:3], *given["cache_seqlens"][1:]]
+    function("decode_metadata")(**given | {"seq_lens": lengths[::step], "cache_seqlens": views})
+
+
+def threads() -> dict:
+    """One thread binds a plan while another one does, and goes on when that one is done."""
+    stock, plans = KernelInterface.__getitem__, {}
+    inside, go_on = ({name: threading.Event() for name in "ab"} for _ in range(2))
+
+    def bind(name: str) -> None:
+        def slow(**given):
+            inside[name].set()
+            go_on[name].wait(5)
+            function("cu_seqlens")(**given)
+
+        plans[name] = Plan(slow, seqlens=ints(3, 0, 4), cu_seqlens=torch.zeros(4, dtype=torch.int32))
+
+    first, second = (threading.Thread(target=bind, args=name) for name in "ab")
+    first.start()
+    inside["a"].wait(5)
+    second.start()
+    inside["b"].wait(0.5)
+    for name, thread in zip("ab", (first, second)):
+        go_on[name].set()
+        thread.join()
+    return {"as it was": KernelInterface.__getitem__ is stock, "launches": [plans[n].launches for n in "ab"],
+            "written": [list(plans[n].written) for n in "ab"]}
+
+
+def overlapping(tokens: int = 64) -> dict:
+    """A write-back between overlapping views; of 64 tokens, which are too large for one program."""
+    shape = (tokens, 8, 64)
     return dict(memory=torch.zeros(64 * 8 * 64 + 1), shape=shape, dst_offset=0, dst_strides=(512, 64, 1), src_offset=1,
                 src_strides=(512, 64, 1))
 
@@ -137,4 +182,4 @@ def outcome(use) -> object:
 
 if __name__ == "__main__":
     print(json.dumps({"agrees": {n: agrees(n) for n in sizes.SIZES}, "remembered": remembered(),
-                      "uses": {n: outcome(u) for n, u in misuses().items()}}))
+                      "threads": threads(), "uses": {n: outcome(u) for n, u in misuses().items()}}))

@@ -40,12 +40,21 @@ def test_every_plan_writes_what_the_plain_call_writes(came):
     "too few": "the plan takes 1 new tensors (seqlens), got 0",
     "an output as input": "seqlens shares memory with an output of the plan",
     "an output as new": "new names 'cu_seqlens', which cu_seqlens writes",
+    "one tensor for two new ones": "new names 'extend_seq_lens', which shares memory with seq_lens",
+    "a new one that a bound one is": "new names 'seq_lens', which shares memory with extend_seq_lens",
+    "memory as new": "new names 'memory', which update_rope_guarded writes",
+    "lengths of another type at one address": "share memory, and must not",
+    "lengths of another pitch at one address": "share memory, and must not",
     "an unknown name": "new names 'lengths', which is no tensor argument",
     "what the call refuses": "cu_seqlens must be at least (5,), got (4,)",
     "a copy in the call": "Unplannable: the call uses aten.clone.default",
 }.items(), ids=lambda value: value.replace(" ", "-") if len(value) < 24 else "")
 def test_misuse_is_refused_in_words(use, told, came):
     assert told in str(came["uses"][use])
+
+
+def test_two_threads_may_bind_plans(came):
+    assert came["threads"] == {"as it was": True, "launches": [1, 1], "written": [["cu_seqlens"], ["cu_seqlens"]]}
 
 
 def test_nothing_is_written_by_binding_or_by_a_refused_call(came):
