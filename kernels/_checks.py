@@ -9,6 +9,7 @@ import triton
 
 INT32 = (torch.int32,)
 INT = (torch.int32, torch.int64)
+MOST_REACH = 1 << 31  # elements: kernels count in 32 bits along vectors, but for long ones of unit stride
 _thread = threading.local()
 
 
@@ -24,6 +25,8 @@ def tensor(name: str, value, dtypes: Sequence[torch.dtype], least: Sequence[int]
         raise ValueError(f"{name} must be on {device}, got {value.device}")
     if value.dim() != len(least) or any(have < need for have, need in zip(value.shape, least)):
         raise ValueError(f"{name} must be at least {tuple(least)}, got {tuple(value.shape)}")
+    if value.dim() == 1 and value.numel() > 1 and value.stride(0) > 1 and value.stride(0) * (len(value) - 1) >= MOST_REACH:
+        raise ValueError(f"{name} must lie within 2^31 elements, got {len(value)} of them at a stride of {value.stride(0)}")
     if unit_stride and value.numel() > 1 and value.stride(-1) != 1:
         raise ValueError(f"{name} must have unit stride, got stride {value.stride(-1)}")
 

@@ -44,8 +44,8 @@ class Plan:
             if any(tensors[name] is t for t in self.written.values()):
                 raise ValueError(f"new names {name!r}, which {transform.__name__} writes: outputs are bound")
             if shared := _sharing(name, tensors, self.written):
-                raise ValueError(f"new names {name!r}, which shares memory with {shared}, so that a plan could not tell them apart;"
-                                 " bind it to memory of its own (a call may pass one tensor for both)")
+                raise ValueError(f"new names {name!r}, which shares memory with {shared}, so that a plan could not tell them "
+                                 "apart; bind it to memory of its own (a call may pass one tensor for both)")
         bound = {n: t for n, t in tensors.items() if n not in new}
         self._names, self._bound = list(bound), list(bound.values())
         self._addresses = [t.data_ptr() for t in self._bound]

@@ -43,7 +43,7 @@ def _get(buf, page_indices, out, seq_len, pages, buf_pitch, index_step, out_pitc
     _copy_bytes(buf, page * buf_pitch + FIRST + token % PAGE_SIZE * COUNT, out, token, out_pitch, wanted, COUNT)
 
 
-@triton.jit(do_not_specialize=["rows", "pages", "width"])
+@triton.jit(do_not_specialize=["rows", "pages", "width", "table_pitch", "table_step", "len_step"])
 def _get_k_and_s(buf, page_indices, seq_lens, k_out, s_out, rows, pages, width, buf_pitch, table_pitch, table_step, len_step,
                  k_pitch, s_pitch, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
                  BLOCK_REQUESTS: tl.constexpr):

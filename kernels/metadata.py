@@ -100,7 +100,8 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
         seq_j = tl.load(seq_lens + j * seq_stride, mask=earlier, other=0).to(tl.int32)
         extend_j = seq_j
         if MODE == 2:
-            extend_j = tl.load(extend_seq_lens + j * extend_stride, mask=earlier, other=0).to(tl.int32)
+            extend_j = tl.load(extend_seq_lens + j * extend_stride, mask=earlier, other=0)
+            extend_j = tl.maximum(extend_j.to(tl.int32), 0)
             rows_before += tl.sum(extend_j, 0)
         if part == 0:
             keys_j, first_j, rows_j = _rows(seq_j, extend_j, draft_tokens, MODE)
@@ -111,7 +112,8 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
     seq = tl.load(seq_lens + request * seq_stride, mask=exists, other=0).to(tl.int32)
     extend = seq
     if MODE == 2:
-        extend = tl.load(extend_seq_lens + request * extend_stride, mask=exists, other=0).to(tl.int32)
+        extend = tl.load(extend_seq_lens + request * extend_stride, mask=exists, other=0)
+        extend = tl.maximum(extend.to(tl.int32), 0)
     keys, first, rows = _rows(seq, extend, draft_tokens, MODE)
     rows = tl.where(exists, tl.minimum(rows, total_rows - rows_before), 0)
 

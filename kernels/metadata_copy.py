@@ -20,40 +20,42 @@ SHARED = frozenset((frozenset(("cache_seqlens_src", "cache_seqlens_dst")), froze
 
 @triton.jit
 def _items(pair, i, copied):
-    """The cells `i` of a vector, where `copied`, to every backend. A pair is (source, its strides, backends' tensors,
-    their strides)."""
-    source, strides, targets, target_strides = pair
-    values = tl.load(source + i * strides[0], mask=copied, other=0)
+    """The cells `i` of a vector, where `copied`, to every backend. A pair is (source, its last stride, backends' tensors,
+    their strides). The row pitch of a source is passed apart: it changes with every batch, and Triton compiles anew for the
+    numbers in tuples."""
+    source, step, targets, target_strides = pair
+    values = tl.load(source + i * step, mask=copied, other=0)
     for b in tl.static_range(len(targets)):
         tl.store(targets[b] + i * target_strides[b][0], values, mask=copied)
 
 
 @triton.jit
-def _cells(pair, row, column, copied):
+def _cells(pair, pitch, row, column, copied):
     """The cells (row, column) of a table, where `copied`, to every backend."""
-    source, strides, targets, target_strides = pair
-    values = tl.load(source + row * strides[0] + column * strides[1], mask=copied, other=0)
+    source, step, targets, target_strides = pair
+    values = tl.load(source + row * pitch + column * step, mask=copied, other=0)
     for b in tl.static_range(len(targets)):
         tl.store(targets[b] + row * target_strides[b][0] + column * target_strides[b][1], values, mask=copied)
 
 
 @triton.jit
-def _block(pair, row, first, width, rows, aligned, BLOCK: tl.constexpr):
+def _block(pair, pitch, row, first, width, rows, aligned, BLOCK: tl.constexpr):
     """BLOCK columns of a table from `first` on, cut at `width`. Of tables whose rows all begin at multiples of 16 bytes,
     whole blocks need no mask along the row, and 16 bytes move at once."""
     column = (first + tl.arange(0, BLOCK)).to(tl.int64)[None, :]
     if (aligned != 0) & (first + BLOCK <= width):
-        source, strides, targets, target_strides = pair
-        values = tl.load(tl.multiple_of(source + row * strides[0], [16, 16]) + column, mask=row < rows, other=0)
+        source, step, targets, target_strides = pair
+        values = tl.load(tl.multiple_of(source + row * pitch, [16, 16]) + column, mask=row < rows, other=0)
         for b in tl.static_range(len(targets)):
             tl.store(tl.multiple_of(targets[b] + row * target_strides[b][0], [16, 16]) + column, values, mask=row < rows)
     else:
-        _cells(pair, row, column, (row < rows) & (column < width))
+        _cells(pair, pitch, row, column, (row < rows) & (column < width))
 
 
 @jit
 def _copy(cache, cu, expanded, nsa, nsa_cu, splits, plan, wide, real,
-          bs, n, rows, width, pages, plan_cells, plan_columns, items, columns, wide_aligned, real_aligned,
+          plan_pitch, wide_pitch, real_pitch, bs, n, rows, width, pages, plan_cells, plan_columns, items, columns, wide_aligned,
+          real_aligned,
           BLOCK_ITEMS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     programs = tl.num_programs(0) * tl.num_programs(1)
@@ -68,16 +70,16 @@ def _copy(cache, cu, expanded, nsa, nsa_cu, splits, plan, wide, real,
         if splits is not None:
             _items(splits, i, i < n + 1)
         if plan is not None:
-            _cells(plan, i // plan_columns, i % plan_columns, i < plan_cells)
+            _cells(plan, plan_pitch, i // plan_columns, i % plan_columns, i < plan_cells)
 
     for first_row in range(tl.program_id(0) * BLOCK_ROWS, rows, tl.num_programs(0) * BLOCK_ROWS):
         row = (first_row + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
         for first in range(tl.program_id(1) * BLOCK_COLUMNS, columns, tl.num_programs(1) * BLOCK_COLUMNS):
             if first < width:
-                _block(wide, row, first, width, rows, wide_aligned, BLOCK_COLUMNS)
+                _block(wide, wide_pitch, row, first, width, rows, wide_aligned, BLOCK_COLUMNS)
             if real is not None:
                 if first < pages:
-                    _block(real, row, first, pages, rows, real_aligned, BLOCK_COLUMNS)
+                    _block(real, real_pitch, row, first, pages, rows, real_aligned, BLOCK_COLUMNS)
 
 
 @remembered
@@ -174,7 +176,10 @@ def _fill(sources, groups, bs, n, width, by_table=False) -> None:
         source, targets = sources.get(source_name), [t for t in groups.get(name, {}).values() if t is not None]
         if source is None:
             return None
-        return source, source.stride(), tuple(targets), tuple(t.stride() for t in targets)
+        return source, source.stride(-1), tuple(targets), tuple(t.stride() for t in targets)
+
+    def pitch(source_name):
+        return 0 if sources[source_name] is None else sources[source_name].stride(0)
 
     def aligned(source_name, name):
         tables = [sources[source_name], *groups[name].values()]
@@ -193,6 +198,7 @@ def _fill(sources, groups, bs, n, width, by_table=False) -> None:
         pair("nsa_cu_seqlens_k", "nsa_cu_seqlens_k"), pair("flashmla_num_splits", "flashmla_num_splits"),
         pair("flashmla_metadata", "flashmla_metadata"), pair("page_indices", "page_table_1"),
         pair("real_page_table", "real_page_table"),
+        pitch("flashmla_metadata"), pitch("page_indices"), pitch("real_page_table"),
         bs, n, rows, width, pages, parts * plan_columns, max(plan_columns, 1), items, columns,
         aligned("page_indices", "page_table_1"), aligned("real_page_table", "real_page_table"),
         BLOCK_ITEMS=BLOCK_ITEMS, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,

@@ -21,6 +21,7 @@ FLOATS = (torch.bfloat16, torch.float8_e4m3fn, torch.float16, torch.float32)
 BITS = {1: tl.uint8, 2: tl.int16, 4: tl.int32}
 BLOCK_REQUESTS, BLOCK_COLUMNS, MOST_SPLITS = 1024, 1024, 32
 BLOCK_TOKENS, BLOCK_CELLS = 8, 256
+MOST_TOKENS = 65_535 * BLOCK_TOKENS  # a grid's second dimension ends there
 
 
 # -- host integers ------------------------------------------------------------------------------------------------------
@@ -382,6 +383,8 @@ def pad_sequence_with_mask(*, input_emb, offsets, lengths, output, attn_mask, bs
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         checks.positive(name, value, 0)
+        if name.startswith("max_") and value > MOST_TOKENS:
+            raise ValueError(f"{name} must be at most {MOST_TOKENS}, got {value}")
 
 
 def _check_padding(packed, padded, lengths, output: str, mask=None) -> None:

@@ -11,7 +11,7 @@ from ._launch import remembered
 SPLIT = 256
 BLOCK_ENTRIES, BLOCK_ROWS = 64, 256
 FLASHMLA_BLOCK, FLASHMLA_OVERHEAD = 64, 5
-MOST_PARTS = 1023
+MOST_PARTS = 255  # every part is compared with every other, in registers
 ROW_BLOCKS = (256, 2048, 16384)  # FlashMLA batches held in registers: one binary each
 
 
@@ -200,7 +200,7 @@ def flashmla_schedule(*, cache_seqlens, tile_scheduler_metadata, num_splits, num
     Args:
         cache_seqlens: int32 [>= num_rows], any stride; not read unless topk is -1.
         tile_scheduler_metadata: int32 [>= num_parts, >= 8], any strides. num_splits: int32 [>= num_rows + 1], unit stride.
-        num_rows: 1 to 16,384 requests. num_parts: 1 to 1,023. topk: keys per request, or -1.
+        num_rows: 1 to 16,384 requests. num_parts: 1 to 255. topk: keys per request, or -1.
     Raises:
         TypeError, ValueError: an argument is not as above; nothing was written.
     """

@@ -318,7 +318,8 @@ def generate_draft_decode_kv_indices(*, req_to_token, req_pool_indices, paged_ke
     """For every draft step and branch: the request's slots, then those of the branch's draft tokens up to this step.
 
     kv_indptr says where each branch ends; where the first one starts, index 0, is nobody's to write. A slot that the row of
-    kv_indices has no room for is dropped.
+    kv_indices has no room for is dropped. kv_indptr counts positions, kv_indices lengths: the draft runner pads lengths with
+    1 and positions with 0, and from the first padded request on the two disagree.
 
     >>> from harness.states import Cells
     >>> R = table((2, 6), {0: [70, 71, 72, 73, 74], 1: [40, 41, 42, 43, 44, 45]}).view()
@@ -541,10 +542,6 @@ GENERATE_DRAFT_DECODE_KV_INDICES = Contract(
                      lambda c: tuple(replace(c, row_extra=-n) for n in {1, sum(r.length for r in c.batch)})
                      if any(r.length for r in c.batch) else None),
         Precondition("lengths are not negative", "paged_kernel_lens >= 0", "unchecked", _negative),
-        Precondition("positions are the lengths", "positions[b * topk + k] == paged_kernel_lens[b]",
-                     "the draft runner pads lengths with 1 and positions with 0: from the first padded request on kv_indptr "
-                     "and kv_indices disagree",
-                     lambda c: replace(c, unset_positions=1) if c.batch and c.batch[-1].length else None),
         Precondition("the total fits int32", "entries of a step < 2**31", "kv_indptr is int32"),
     ),
     capturable=True,

@@ -491,6 +491,15 @@ TARGET_VERIFY_METADATA = Contract(
     upstream_names=("fused_dsa_target_verify_metadata", "init_forward_metadata_replay_cuda_graph (TARGET_VERIFY)"),
 )
 
+def _negative_extend(case: DraftExtend) -> DraftExtend | None:
+    """The first request has -2 new tokens; the buffers have room for the rows of the others."""
+    if len(case.requests) < 2 or case.repeat > 1:
+        return None
+    first, *others = case.requests
+    return replace(case, requests=(replace(first, extend_len=-2), *others), total_len=sum(r.extend_len for r in others),
+                   row_spare=case.row_spare + 2, static=False)
+
+
 DRAFT_EXTEND_METADATA = Contract(
     name="draft_extend_metadata",
     family="metadata",
@@ -516,6 +525,7 @@ DRAFT_EXTEND_METADATA = Contract(
         Precondition("total_len is the sum", "total_len == sum(extend_seq_lens)",
                      "fused_dsa_draft_extend_metadata: rows past total_len are masked",
                      lambda c: replace(c, total_len=c.rows() - 1, spare=0, row_spare=-1) if c.rows() >= 2 else None),
+        Precondition("extends are not negative", "extend_seq_lens >= 0", "a request has no -1 query tokens", _negative_extend),
     ),
     capturable=True,
     frozen_by_capture=(*_FROZEN, "total_len", "max_extend_len"),

@@ -111,6 +111,14 @@ def _longer_than_block(case: SeqlensExpand) -> SeqlensExpand | None:
     return replace(case, extra=-(longest - longest // 2)) if longest >= 2 else None
 
 
+def _negative(case: SeqlensExpand) -> SeqlensExpand | None:
+    """The first request has -2 query tokens; the output has room for those of the others."""
+    if len(case.requests) < 2 or case.repeat > 1:
+        return None
+    others = case.requests[1:]
+    return replace(case, requests=(Req(-2, case.requests[0].seq_len), *others), total_len=sum(r.extend_len for r in others))
+
+
 SEQLENS_EXPAND = Contract(
     name="seqlens_expand",
     family="seqlens",
@@ -134,6 +142,7 @@ SEQLENS_EXPAND = Contract(
         Precondition("total_len is the sum", "total_len == sum(extend_seq_lens)",
                      "seqlens_expand_triton: the output has total_len elements",
                      lambda c: replace(c, total_len=c.total() - 1, spare=0) if c.total() else None),
+        Precondition("lengths are not negative", "extend_seq_lens >= 0", "a request has no -1 query tokens", _negative),
     ),
     capturable=True,
     frozen_by_capture=("total_len", "max_q_len", "bs"),

@@ -951,7 +951,8 @@ TOPK_TRANSFORM_V2 = Contract(
     case=TopkTransformV2,
     oracle=topk_transform_v2,
     args=(
-        *_SCORE[:2],
+        _SCORE[0],
+        Arg("lengths", Role.IN, ("rows",), INT32, "keys per row", ANY_STRIDES, sets_size=True, cells="live"),
         Arg("real_page_table", Role.IN, ("rows", "0"), INT32, "page of every page position of each row", TABLE_ROWS,
             cells="live, slack"),
         _selected("page_indices", "KV slots, -1 behind them"),
@@ -961,6 +962,8 @@ TOPK_TRANSFORM_V2 = Contract(
         KEYS_IN_SCORE,
         Precondition("pages lie in the table", "ceil(lengths / page_size) <= real_page_table.shape[1]", "topk_v2: unchecked",
                      lambda c: replace(c, pages_extra=-1) if c.reach() else None),
+        Precondition("lengths are not negative", "lengths >= 0", "topk_v2 reads them as uint32",
+                     lambda c: replace(c, rows=(replace(c.rows[0], length=-1), *c.rows[1:])) if c.rows else None),
     ),
     capturable=True,
     frozen_by_capture=("rows", "topk", "page_size"),

@@ -63,8 +63,9 @@ def create_flashmla_kv_indices(draw, max_requests: int = 4) -> FlashmlaKvIndices
 
 @st.composite
 def generate_draft_decode_kv_indices(draw, max_programs: int = 16) -> DraftDecode:
-    """Chains and trees of 1 to 8 steps; rows that are exactly wide enough; now and then more than a block of requests."""
-    frame = draw(_frame(DRAFT_PAGE_SIZES))
+    """Chains and trees of 1 to 8 steps; rows that are exactly wide enough; padded requests behind the real ones, without
+    positions; now and then more than a block of requests."""
+    frame, padded = draw(_frame(DRAFT_PAGE_SIZES)), 0
     num_steps, topk = draw(st.sampled_from(TREES))
     page = frame["page_size"]
     length = st.one_of(lengths(*around(page, 2 * page), most=300), lengths(page, most=64))
@@ -77,8 +78,11 @@ def generate_draft_decode_kv_indices(draw, max_programs: int = 16) -> DraftDecod
     elif draw(many(12)) and batch:
         batch = (replace(batch[0], length=draw(st.sampled_from((1025, 512, 513)))), *batch[1:])
         num_steps, topk = draw(st.sampled_from(((2, 1), (1, 2))))
-    return DraftDecode(batch, topk=topk, num_steps=num_steps, row_extra=draw(st.sampled_from((0, 0, 1, 40))),
-                       row_spare=draw(st.sampled_from((0, 0, 2))), **frame)
+    else:
+        padded = draw(st.sampled_from((0, 0, 0, 1, 2)))
+        batch += (Req(0, 1),) * padded
+    return DraftDecode(batch, topk=topk, num_steps=num_steps, unset_positions=padded,
+                       row_extra=draw(st.sampled_from((0, 0, 1, 40))), row_spare=draw(st.sampled_from((0, 0, 2))), **frame)
 
 
 @st.composite

@@ -176,7 +176,7 @@ def topk_transform_v2(draw) -> TopkTransformV2:
     page_size = draw(st.sampled_from((64, 1, 2, 16, 32, 128)))
     if shape["rows"] > 2:
         shape["length"] = st.one_of(shape["length"], st.sampled_from(around(page_size, 2 * page_size)))
-    row = st.builds(lambda length, kind: Row(length, 0, *kind), shape["length"], look(shape["scores"]))
+    row = st.builds(lambda length, kind: Row(max(length, 0), 0, *kind), shape["length"], look(shape["scores"]))
     rows = draw(st.lists(row, min_size=draw(batch_floor()), max_size=shape["rows"]))
     return _wide(draw, TopkTransformV2(_crowd(draw, shape, rows), shape["topk"], page_size=page_size, content=draw(SEEDS),
                                        pages_extra=draw(st.sampled_from((0, 1, 0, 9))), **draw(_frame(starts=False))))

@@ -132,7 +132,12 @@ def test_permuting_the_requests_permutes_the_rows_of_a_block_table(case, random)
     assert permuted.value[: len(order)].tolist() == answer(case)["kv_indices"].value[order].tolist()
 
 
-@given(generate_draft_decode_kv_indices())
+def positioned():
+    """Cases in which every request has its positions, so that kv_indptr tells the branches of kv_indices apart."""
+    return generate_draft_decode_kv_indices().map(lambda c: replace(c, unset_positions=0))
+
+
+@given(positioned())
 def test_branches_end_their_length_and_their_drafts_apart(case):
     indptr = answer(case)["kv_indptr"]
     for step in range(case.num_steps if case.batch else 0):
@@ -141,7 +146,7 @@ def test_branches_end_their_length_and_their_drafts_apart(case):
         assert [b - a for a, b in zip(ends, ends[1:])] == [n + step + 1 for n in lengths]
 
 
-@given(generate_draft_decode_kv_indices())
+@given(positioned())
 def test_a_branch_is_its_requests_tokens_and_then_its_own_drafts(case):
     out = answer(case)
     for step in range(case.num_steps):
@@ -154,7 +159,7 @@ def test_a_branch_is_its_requests_tokens_and_then_its_own_drafts(case):
         assert not out["kv_indices"].state[step, ends[case.branches()] :].any()
 
 
-@given(generate_draft_decode_kv_indices().filter(lambda c: c.num_steps > 1))
+@given(positioned().filter(lambda c: c.num_steps > 1))
 def test_a_step_sees_one_draft_more_than_the_step_before(case):
     out = answer(case)
     for step in range(1, case.num_steps):
@@ -172,7 +177,7 @@ def test_where_the_first_branch_starts_is_nobodys_to_write(case):
 @given(generate_draft_decode_kv_indices(), st.integers(1, 2))
 def test_padded_requests_without_positions_leave_the_real_branches_alone(case, padded):
     """The draft runner pads lengths with 1 and positions with 0: behind the real branches indptr and data then disagree."""
-    case = replace(case, requests=case.batch, repeat=1)
+    case = replace(case, requests=case.batch, repeat=1, unset_positions=0)
     real = answer(case)
     wider = replace(case, requests=(*case.batch, *[Req(0, 1)] * padded), unset_positions=padded)
     with_padding = answer(wider)
@@ -203,7 +208,7 @@ def test_drafts_of_different_branches_have_columns_of_their_own(length, topk, nu
         assert {start % page_size for start in starts} == {length % page_size}
 
 
-@given(generate_draft_decode_kv_indices())
+@given(positioned())
 def test_slices_end_where_the_last_branch_ends(case):
     lens = [r.length for r in case.batch]
     slices = draft_decode_slices(seq_lens=lens, seq_lens_sum=sum(lens), topk=case.topk, num_steps=case.num_steps, row_width=0,

@@ -84,11 +84,14 @@ def misuses() -> dict:
         "too few": lambda: once(),
         "an output as input": lambda: once(sums[4:8]),
         "an output as new": lambda: bind(new=("cu_seqlens",)),
-        "one tensor for two new ones": lambda: Plan(function("indexer_k_start_end"), new=("extend_seq_lens", "seq_lens"), **twice()),
-        "a new one that a bound one is": lambda: Plan(function("indexer_k_start_end"), new=("seq_lens",), **twice()),
+        "one tensor for two new ones": lambda: twice(new=("extend_seq_lens", "seq_lens")),
+        "a new one that a bound one is": lambda: twice(new=("seq_lens",)),
         "memory as new": lambda: Plan(function("update_rope_guarded"), new=("memory",), **overlapping(tokens=2)),
         "lengths of another type at one address": lambda: alias(torch.arange(1, 4), torch.int32, 1),
         "lengths of another pitch at one address": lambda: alias(torch.arange(1, 7, dtype=torch.int32), torch.int32, 2),
+        "lengths far apart": lambda: far("seqlens"),
+        "more tokens than a grid has": lambda: function("pad_sequence_with_mask")(
+            input_emb=None, offsets=None, lengths=None, output=None, attn_mask=None, bs=1, max_len=600_000),
         "an unknown name": lambda: bind(new=("lengths",)),
         "what the call refuses": lambda: Plan(function("cu_seqlens"), seqlens=seqlens, cu_seqlens=sums[:4]),
         "a copy in the call": lambda: Plan(function("update_rope_guarded"), **overlapping()),
@@ -128,10 +131,10 @@ def remembered() -> dict:
     return results
 
 
-def twice() -> dict:
+def twice(new: tuple[str, ...]):
     """One tensor for both lengths, as of an extend without a prefix."""
     given = arguments("indexer_k_start_end")
-    return given | {"seq_lens": given["extend_seq_lens"]}
+    return Plan(function("indexer_k_start_end"), new=new, **given | {"seq_lens": given["extend_seq_lens"]})
 
 
 def alias(lengths: torch.Tensor, dtype: torch.dtype, step: int):
@@ -139,6 +142,12 @@ def alias(lengths: torch.Tensor, dtype: torch.dtype, step: int):
     given = arguments("decode_metadata")
     views = [lengths.view(dtype)[:3], *given["cache_seqlens"][1:]]
     function("decode_metadata")(**given | {"seq_lens": lengths[::step], "cache_seqlens": views})
+
+
+def far(name: str):
+    """Three lengths, the last of which lies past element 2^31 from the first."""
+    spread = torch.empty_strided((3,), (2**30 + 7,), dtype=torch.int32, device="meta")
+    importlib.import_module("planned._checks").tensor(name, spread, (torch.int32,), (3,), torch.device("meta"))
 
 
 def threads() -> dict:

@@ -1,6 +1,8 @@
 """How often our kernels are compiled: Triton itself says what it would compile anew for. Nothing is compiled here."""
 
 import re
+import subprocess
+import sys
 
 import torch
 import triton
@@ -14,6 +16,36 @@ from kernels._jit import jit, typical
 
 KNOW_ALIGNMENT = {"index_cache": {"_get", "_get_k_and_s", "_set_k_and_s", "_fused_store", "_quantize_k_cache",
                                   "_dequantize_k_cache"}, "seqlens": {"_nsa_cache_seqlens"}}  # each says why in its file
+WIDTHS = """
+import importlib, sys, types
+sys.path.insert(0, ".")
+sys.modules["compiled"] = types.ModuleType("compiled")
+sys.modules["compiled"].__path__ = ["kernels"]
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+backend, found = make_backend(GPUTarget("cuda", 90, 32)), {}
+_launch, _jit, copy, cache = (importlib.import_module(f"compiled.{n}") for n in ("_launch", "_jit", "metadata_copy", "index_cache"))
+importlib.import_module("compiled._checks").device_of = lambda name, tensor: tensor.device
+ints = lambda *shape: torch.zeros(shape, dtype=torch.int32)
+bytes_ = lambda *shape: torch.zeros(shape, dtype=torch.uint8)
+one = dict(cache_seqlens=ints(8), cu_seqlens_k=ints(9), nsa_cache_seqlens=ints(8), nsa_cu_seqlens_k=ints(9))
+kept = one | dict(page_table_1=ints(8, 4096), real_page_table=ints(8, 64))
+absent = dict.fromkeys(("seqlens_expanded", "flashmla_num_splits", "flashmla_metadata"))
+for width in (*range(1000, 1020), 1024, 40, 2048):
+    new = one | absent | dict(page_indices=ints(8, width), real_page_table=ints(8, -(-width // 64) + 1))
+    with _launch._recorder() as launches:
+        copy.fused_metadata_copy(**{f"{n}_src": t for n, t in new.items()}, **{f"{n}_dst": t.clone() for n, t in kept.items()},
+                                 **{f"{n}_dst": None for n in absent}, forward_mode=0, bs=8, max_len=width, max_seqlen_k=width,
+                                 seqlens_expanded_size=8)
+        cache.get_k_and_s(buf=bytes_(64, 8448), page_indices=ints(8, width), seq_lens=ints(8), k_out=bytes_(64, 128),
+                          s_out=bytes_(64, 4), seq_len_sum=64, max_seq_len=8, page_size=64)
+    for kernel, _, args, constants in launches:
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        found.setdefault(kernel.__name__, set()).add(str(bind(*_jit.typical(kernel, args), **constants)[1]))
+print({name: len(kinds) for name, kinds in found.items()})
+"""
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
 MEMORY = torch.zeros(256, dtype=torch.uint8)
 FIRST = -MEMORY.data_ptr() % 16
@@ -90,3 +122,10 @@ def test_whatever_is_launched_is_compiled_for_few_kinds():
     assert {family: names for family, names in found.items() if names} == KNOW_ALIGNMENT
     both = "@triton.jit\ndef _a(x):\n    pass\n\n\n@jit\ndef _b(x):\n    pass\n\n\ndef f(x):\n    _a[HOW](x)\n    _b[HOW](x)\n"
     assert [compiled_by_triton_s_rules(both.replace("HOW", how)) for how in ("(1,)", "grid")] == [{"_a"}, {"_a"}]
+
+
+def test_a_batch_with_a_longer_request_is_compiled_no_differently():
+    """Of the copy the tables of the batch, and of the gather the page table, are as wide as its longest request."""
+    done = subprocess.run([sys.executable, "-c", WIDTHS], cwd=ROOT, capture_output=True, text=True, timeout=100,
+                          env={"PATH": "/usr/bin:/bin"})
+    assert done.stdout.strip() == "{'_copy': 1, '_get_k_and_s': 1}", done.stdout + done.stderr

@@ -45,6 +45,8 @@ def test_every_plan_writes_what_the_plain_call_writes(came):
     "memory as new": "new names 'memory', which update_rope_guarded writes",
     "lengths of another type at one address": "share memory, and must not",
     "lengths of another pitch at one address": "share memory, and must not",
+    "lengths far apart": "seqlens must lie within 2^31 elements, got 3 of them at a stride of 1073741831",
+    "more tokens than a grid has": "max_len must be at most 524280, got 600000",
     "an unknown name": "new names 'lengths', which is no tensor argument",
     "what the call refuses": "cu_seqlens must be at least (5,), got (4,)",
     "a copy in the call": "Unplannable: the call uses aten.clone.default",
