@@ -208,6 +208,17 @@ def pytest_runtest_makereport(item, call):
     if call.excinfo is not None and call.excinfo.errisinstance((UsageError, InfraError)):
         label = "ERROR" if call.excinfo.errisinstance(UsageError) else "INFRA"
         report.longrepr = f"{label}  {call.excinfo.value}"
-        if "subject" in getattr(item, "funcargs", {}) and "transform" in item.funcargs:
-            row = Row(item.funcargs["subject"], item.funcargs["transform"], "infra", "INFRA", notes=[str(call.excinfo.value)])
+        given = getattr(item, "funcargs", {})
+        if "subject" in given and (transform := _transform(given)):
+            row = Row(given["subject"], transform, "infra", "INFRA", notes=[str(call.excinfo.value)])
             report.user_properties.append(("verdict", row.dump()))
+
+
+def _transform(given: dict) -> str:
+    """The transform that a test is about, or ''."""
+    if "transform" in given:
+        return given["transform"]
+    if "path" in given:  # of a saved case
+        return given["path"].stem.split("-")[0]
+    case = given.get("case", given.get("example"))
+    return case.contract.name if hasattr(case, "contract") else ""

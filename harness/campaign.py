@@ -1,5 +1,6 @@
 """A differential campaign: one contract of one subject against its oracle, until the budget is spent or bugs are found."""
 
+import json
 import os
 import re
 import time
@@ -109,6 +110,7 @@ class Campaign:
             InfraError: the worker could not be started or answered nonsense.
         """
         started = time.monotonic()
+        self.worker.limits.hung = False  # what another transform did says nothing of this one
         try:
             for _ in range(MOST_KINDS):
                 fresh = self._round()
@@ -235,7 +237,9 @@ class Campaign:
         return casefile.document(example, self.rules, self.worker.options.subject, self.worker.versions, found)
 
     def _confirmed(self, example: Example, found: Found) -> Report:
-        """Write the case file; a finding that does not come back every time is rerun and reported as k of N."""
+        """Write the case file; a finding that does not come back every time is rerun and reported as k of N. A hang gets all
+        the time that there is once more: shrinking gave it little."""
+        self.worker.limits.hung = False
         hits = sum(self._again(example, found) for _ in range(1 if found.check == "fault" else CONFIRM))
         intermittent = ""
         if hits < (1 if found.check == "fault" else CONFIRM):
@@ -244,7 +248,7 @@ class Campaign:
         return Report(found, example, self._saved(content), intermittent)
 
     def _saved(self, content: dict) -> Path:
-        return casefile.write(self.folder / f"{self.contract.name}-{content['digest'][:8]}.json", content)
+        return casefile.write(case_path(self.folder, content), content)
 
     def _again(self, example: Example, found: Found) -> bool:
         return any(f.kind == found.kind for f in self._judge(example)[1])
@@ -265,6 +269,14 @@ class OutsideCampaign(Campaign):
         self._count(example, fresh)
         self._inflight.write(self._document(example, None))
         return replace(example, outside=reason), harm(example, reason, self.worker, self.rules)
+
+
+def case_path(folder: Path, content: dict) -> Path:
+    """Where a failing case is written: no other subject's file for the same case is overwritten."""
+    path = folder / f"{content['contract']}-{content['digest'][:8]}.json"
+    if path.exists() and json.loads(path.read_text()).get("subject") != content["subject"]:
+        return path.with_stem(f"{path.stem}-{Path(content['subject']).stem}")
+    return path
 
 
 def _leaves(group: BaseExceptionGroup) -> list[Finding]:

@@ -213,6 +213,8 @@ class Worker:
         reply, _ = self._exchange({"op": "supports", "family": family, "cases": cases}, [])
         if isinstance(reply, Fault):
             raise InfraError(f"the subject's supports() ended the worker: {reply.detail}")
+        if reply["raised"]:
+            raise UsageError(f"--subject {self.options.subject}: supports() raised {reply['raised']} on a case of {family}")
         return reply["answers"]
 
     def run(self, header: dict, blobs: list) -> tuple["dict | Fault", list]:
@@ -243,7 +245,7 @@ class Worker:
             waited = limit
             self._reap(kill=True)
             self.limits.hung = True
-            return Fault("hang", phase, f"no answer within {waited:.0f} s in phase {phase}"), []
+            return Fault("hang", phase, f"no answer within {waited:.2g} s in phase {phase}"), []
         except messages.Closed:
             status = self._reap(kill=False)
             if status == OWN_FAULT and "Traceback" in self._output():

@@ -189,6 +189,13 @@ def _raised(error: dict, step: int, wrote: str) -> Found:
                  traceback=error["traceback"], wrote=wrote)
 
 
+def _shown(got) -> str:
+    """What a host function returned, as its author would write it."""
+    if isinstance(got, dict) and set(got) == {"type", "text"}:
+        return f"{got['text']} (a {got['type']})"
+    return "a tensor" if isinstance(got, dict) and set(got) == {"tensor"} else repr(got)
+
+
 def _check_host(example: Example, worker, rules) -> list[Found]:
     """A host function: its result equals the oracle's, and its arguments are as they were."""
     case = example.steps[0]
@@ -205,7 +212,7 @@ def _check_host(example: Example, worker, rules) -> list[Found]:
     want, got = expect(case.contract, arguments, rules), step["returned"]
     found = []
     if got != want or type(got) is not type(want):
-        found.append(Found("returned", "result", f"returned {got!r}, and must return {want!r}"))
+        found.append(Found("returned", "result", f"returned {_shown(got)}, and must return {want!r}"))
     for name, value in arguments.items():
         if step["host"][name] != value:
             found.append(Found("inputs", name, f"the argument {name} was changed from {value!r} to {step['host'][name]!r}"))

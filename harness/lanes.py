@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from harness import casefile, registry, rendering, results
-from harness.campaign import Campaign, OutsideCampaign, Outcome, Report
+from harness.campaign import Campaign, OutsideCampaign, Outcome, Report, case_path
 from harness.client import ROOT, shown_path
 from harness.contract import Case, Kind
 from harness.differential import Example, replay
@@ -104,8 +104,9 @@ def outside(session, subject: str, transform: str, strategy, record_property) ->
         record_property("finding", results.of(subject, transform, rules, report).dump())
 
 
-def fixed(session, subject: str, example: Example) -> None:
-    """One given example; a subject that does not provide its transform, or declines it, has nothing to show."""
+def fixed(session, subject: str, example: Example, record_property=None) -> None:
+    """One given example; a subject that does not provide its transform, or declines it, has nothing to show. Outside the
+    contract it is informative, as in `outside`."""
     name = example.contract.name
     worker = session.worker(subject)
     if not worker.describe[name]["provided"]:
@@ -114,12 +115,16 @@ def fixed(session, subject: str, example: Example) -> None:
             worker.supports(example.contract.family, casefile.encode_calls(example))):
         return
     rules = session.rules(subject, name)
+    worker.limits.hung = False
     reports = []
     for found in replay(example, worker, rules):
         content = casefile.document(example, rules, subject, worker.versions, found)
-        path = casefile.write(ROOT / "failures" / f"{name}-{content['digest'][:8]}.json", content)
-        reports.append(Report(found, example, path))
-    _fail(subject, name, rules, reports)
+        reports.append(Report(found, example, casefile.write(case_path(ROOT / "failures", content), content)))
+    if example.outside and subject != "kernels":
+        for report in reports:
+            record_property("finding", results.of(subject, name, rules, report, shrunk=False).dump())
+        return
+    _fail(subject, name, rules, reports, shrunk=False)
 
 
 def refusals(session, subject: str, case: Case) -> int:
@@ -148,10 +153,10 @@ def _fill(row: Row, outcome: Outcome) -> None:
     row.notes += [f"also seen, not shrunk: {check} ({buffer})" for check, buffer in sorted(outcome.also)]
 
 
-def _fail(subject: str, transform: str, rules: Mapping[str, str], reports: list[Report]) -> None:
+def _fail(subject: str, transform: str, rules: Mapping[str, str], reports: list[Report], shrunk: bool = True) -> None:
     """Fail with the findings, if there are any."""
     if reports:
-        raise FoundWrong([results.of(subject, transform, rules, r) for r in reports])
+        raise FoundWrong([results.of(subject, transform, rules, r, shrunk) for r in reports])
 
 
 def _record(record_property, row: Row) -> None:

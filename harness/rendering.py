@@ -20,7 +20,8 @@ def finding(result: Result) -> str:
 def repeated(result: Result, first: str) -> str:
     """A finding whose root cause was shown already."""
     cause = f"at {result.where}" if result.where else f"{result.check} ({result.buffer})"
-    return (f"{result.label}  {result.transform}: the same cause, {cause}, as {first}\n"
+    return (f"{result.label}  {result.transform}: {result.sentence}\n"
+            f"  the same cause, {cause}, as {first}\n"
             f"  case      {result.case}\n  replay    ci/replay {result.path}")
 
 

@@ -9,7 +9,7 @@ import pytest
 from harness import rendering, report
 from harness.lanes import FoundWrong
 from harness.report import Run
-from harness.results import Result, bucketed
+from harness.results import Result, bucketed, red
 from harness.verdicts import Row, exit_code, merged
 
 SLOWEST = 15
@@ -53,6 +53,7 @@ class Reporting:
         for result in results:
             result.test = report.nodeid
         self.run.results += results
+        self.run.rows += [Row(r.subject, r.transform, "found", r.label.split()[0]) for r in results if red(r)]
         if results and report.failed:
             self._found.append((report, results))
 
@@ -60,18 +61,18 @@ class Reporting:
         self.run.interrupted = True
 
     def pytest_sessionfinish(self, session, exitstatus):
-        """An error of use or of the suite is exit 2; a root cause is shown in full once."""
+        """An error of use or of the suite is exit 2; a root cause is shown in full once, on a shrunk case if one met it."""
         if self.run.rows and exit_code(self.run.rows) == 2 and exitstatus in (0, 1):
             session.exitstatus = 2
-        shown: dict[tuple, str] = {}
+        shown: dict[tuple, Result] = {}
+        for r in sorted((r for _, results in self._found for r in results), key=lambda r: not r.shrunk):
+            shown.setdefault(r.cause, r)
         for failure, results in self._found:
             texts = []
-            for r in results:
-                first = shown.setdefault(r.cause, failure.nodeid)
-                if first == failure.nodeid and not any(r.cause == other.cause for other in results[: len(texts)]):
-                    texts.append(rendering.finding(r))
-                else:
-                    texts.append(rendering.repeated(r, "above" if first == failure.nodeid else f"in {first}"))
+            for r in sorted(results, key=lambda r: r is not shown[r.cause]):
+                full = shown[r.cause]
+                texts.append(rendering.finding(r) if r is full else
+                             rendering.repeated(r, "above" if full.test == r.test else f"in {full.test}"))
             failure.longrepr = "\n\n".join(texts)  # text alone: no name of an exception in the short summary
             failure.__dict__.pop("node", None)  # which of xdist's processes ran it is not above the fold
 

@@ -27,6 +27,7 @@ class Result:
     differences: list[list[str]] = field(default_factory=list)  # cell, expected, actual, state, meaning
     picture: dict | None = None
     traceback: str = ""
+    shrunk: bool = True  # False: a fixed case, as it was given
     test: str = ""
     also: list[str] = field(default_factory=list)  # other tests that met the same root cause
 
@@ -43,7 +44,7 @@ class Result:
         return cls(**json.loads(text))
 
 
-def of(subject: str, transform: str, rules: Mapping[str, str], report: Report) -> Result:
+def of(subject: str, transform: str, rules: Mapping[str, str], report: Report, shrunk: bool = True) -> Result:
     """What a campaign or a replay found, as plain data."""
     found, example = report.found, report.example
     label = f"INTERMITTENT {report.intermittent}" if report.intermittent else "DEFECT"
@@ -55,7 +56,7 @@ def of(subject: str, transform: str, rules: Mapping[str, str], report: Report) -
         layout="" if repr(example.layout) == "default" else repr(example.layout),
         variant=", ".join(f"{k}={v}" for k, v in rules.items()), where=found.where,
         differences=[[d.cell, d.expected, d.actual, d.state, d.meaning] for d in found.differences],
-        picture=asdict(found.picture) if found.picture else None, traceback=found.traceback,
+        picture=asdict(found.picture) if found.picture else None, traceback=found.traceback, shrunk=shrunk,
     )
 
 

@@ -112,8 +112,7 @@ def _metadata(seq_lens, extend_seq_lens, req_pool_indices, req_to_token,
     seq = tl.load(seq_lens + request * seq_stride, mask=exists, other=0).to(tl.int32)
     extend = seq
     if MODE == 2:
-        extend = tl.load(extend_seq_lens + request * extend_stride, mask=exists, other=0)
-        extend = tl.maximum(extend.to(tl.int32), 0)
+        extend = tl.load(extend_seq_lens + request * extend_stride, mask=exists, other=0).to(tl.int32)
     keys, first, rows = _rows(seq, extend, draft_tokens, MODE)
     rows = tl.where(exists, tl.minimum(rows, total_rows - rows_before), 0)
 

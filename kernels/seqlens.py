@@ -19,7 +19,7 @@ def _seqlens_expand(extend_seq_lens, seq_lens, out, extend_stride, seq_stride, t
         before = start + lanes
         lengths = tl.load(extend_seq_lens + before * extend_stride, mask=before < request, other=0)
         first += tl.sum(tl.maximum(lengths.to(tl.int32), 0), 0)
-    extend = tl.maximum(tl.load(extend_seq_lens + request * extend_stride).to(tl.int32), 0)
+    extend = tl.load(extend_seq_lens + request * extend_stride).to(tl.int32)
     visible = tl.load(seq_lens + request * seq_stride).to(tl.int32) - extend + 1
     for start in range(0, extend, BLOCK):
         token = start + lanes

@@ -138,8 +138,8 @@ def _child(messages, channel: socket.socket, runner) -> None:
         while True:
             header, blobs = messages.receive(channel)
             if header["op"] == "supports":
-                answers = [runner.subject.supports(header["family"], case) for case in header["cases"]]
-                messages.send(channel, {"id": header["id"], "answers": answers})
+                answers, raised = _supported(runner.subject, header)
+                messages.send(channel, {"id": header["id"], "answers": answers, "raised": raised})
                 continue
             reply, data = runner.run(header, blobs, phase)
             messages.send(channel, {"id": header["id"], **reply}, data)
@@ -151,6 +151,14 @@ def _child(messages, channel: socket.socket, runner) -> None:
         sys.stderr.flush()
     finally:
         os._exit(OWN_FAULT)
+
+
+def _supported(subject, header: dict) -> tuple[list[str], str]:
+    """The subject's answers, or what its supports() raised."""
+    try:
+        return [subject.supports(header["family"], case) for case in header["cases"]], ""
+    except BaseException as error:  # whatever a user's function raises is a report to its author
+        return [], f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

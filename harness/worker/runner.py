@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import time
 import traceback
 
@@ -75,7 +76,9 @@ class Runner:
             else:
                 returned = self.memory.call(mode, lambda: function(**arguments), again)
                 self._captured = key
-        except Exception as raised:  # the subject's error is the result of the call
+        except BaseException as raised:  # the subject's error is the result of the call, sys.exit() too; Ctrl-C is the user's
+            if isinstance(raised, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                raise
             error = raised
         reply["fault"] = self.memory.settle()
         if not reply["fault"]:
@@ -137,7 +140,7 @@ def _argument(spec: dict, tensors: dict):
     return spec["value"]
 
 
-def _describe(error: Exception) -> dict:
+def _describe(error: BaseException) -> dict:
     """The error as its author would want to see it; the interpreter's wrapper is taken off."""
     cause = error
     while type(cause).__name__ == "InterpreterError" and cause.__cause__ is not None:
@@ -147,7 +150,9 @@ def _describe(error: Exception) -> dict:
 
 
 def _returned(value, arguments: dict):
-    """A host value as it is; a tensor as the name of the argument that it is."""
+    """A host value as it is; a tensor as the name of the argument that it is; anything else as its type and its text."""
     if isinstance(value, torch.Tensor):
         return {"tensor": next((n for n, a in arguments.items() if a is value), None)}
-    return value if isinstance(value, (int, float, bool, str, list, tuple, dict)) else None
+    if value is None or type(value) in (int, float, bool, str, list, tuple, dict):
+        return value
+    return {"type": f"{type(value).__module__}.{type(value).__name__}", "text": repr(value)[:200]}

@@ -26,7 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 backend, found = make_backend(GPUTarget("cuda", 90, 32)), {}
-_launch, _jit, copy, cache = (importlib.import_module(f"compiled.{n}") for n in ("_launch", "_jit", "metadata_copy", "index_cache"))
+names = ("_launch", "_jit", "metadata_copy", "index_cache")
+_launch, _jit, copy, cache = (importlib.import_module(f"compiled.{n}") for n in names)
 importlib.import_module("compiled._checks").device_of = lambda name, tensor: tensor.device
 ints = lambda *shape: torch.zeros(shape, dtype=torch.int32)
 bytes_ = lambda *shape: torch.zeros(shape, dtype=torch.uint8)

@@ -1,0 +1,117 @@
+"""Subjects that end the process, return what they should not, hang, or are wrong on one fixed case alone: findings all the
+same, and the next transform is not made to pay for them."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from harness import casefile, lanes, registry
+from harness.campaign import Campaign, Profile, case_path
+from harness.client import ROOT, Limits
+from harness.differential import Example
+from oracles.seqlens import CuSeqlens, Req, SeqlensExpand
+from strategies import domain
+
+UNRULY = """
+import sys
+import numpy as np
+
+def page_table_1_flattened(**given):
+    sys.exit(0)
+
+def topk_indices_offset(**given):
+    raise KeyboardInterrupt
+
+def max_seq_len_q(**given):
+    return np.int64(-3)
+
+def real_page_table(*, page_table_1, page_size, real_page_table):
+    rows, columns = page_table_1.shape
+    wrong = (rows, columns) == (3, 130)  # as a fixed case is, and hardly a drawn one
+    real_page_table[:rows, : -(-columns // page_size)] = page_table_1[:, ::page_size] // page_size + wrong
+"""
+
+
+def run(subject, tests: str, *arguments: str) -> subprocess.CompletedProcess:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PLUMBLINE", "GITHUB", "CI"))}
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "gate", "-p", "no:cacheprovider", tests,
+                           f"--subject={subject}", *arguments], cwd=ROOT, env=kept, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def unruly(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unruly")
+    (folder / "mine.py").write_text(UNRULY)
+    names = "1_flattened or topk_indices_offset or max_seq_len_q or real_page_table"
+    yield run(folder / "mine.py", "tests/test_page_table.py", "-k", f"(differential or far) and ({names})",
+              f"--report={folder}"), folder
+    for path in (ROOT / "failures").glob("*.json"):
+        if json.loads(path.read_text()).get("subject", "").startswith(str(folder)):
+            path.unlink()
+
+
+def test_whatever_ends_a_call_is_a_finding(unruly):
+    done, _ = unruly
+    assert done.returncode == 1 and "INFRA" not in done.stdout, done.stdout
+    assert "raised SystemExit: 0" in done.stdout and "raised KeyboardInterrupt" in done.stdout
+
+
+def test_a_value_of_another_type_is_shown_as_it_is(unruly):
+    assert "returned np.int64(-3) (a numpy.int64), and must return" in unruly[0].stdout
+
+
+def test_a_finding_of_a_fixed_case_is_a_red_verdict(unruly):
+    done, folder = unruly
+    (row,) = (r for r in json.loads((folder / "verdicts.json").read_text()) if r["transform"] == "real_page_table")
+    assert row["verdict"] == "DEFECT" and row["counted"] > 20, row
+    assert "pass" not in (folder / "summary.md").read_text().splitlines()[0]
+
+
+def test_supports_that_raises_is_an_error_of_use(tmp_path):
+    (tmp_path / "mine.py").write_text("def supports(case):\n    return case['nope']\n\n\ndef cu_seqlens(**given):\n    pass\n")
+    done = run(tmp_path / "mine.py", "tests/test_seqlens.py", "-k", "cu_seqlens and differential")
+    assert done.returncode == 2 and "supports() raised KeyError: 'nope' on a case of seqlens" in done.stdout, done.stdout
+
+
+def test_two_subjects_keep_a_file_each_for_one_case(tmp_path):
+    def saved(subject: str):
+        content = casefile.document(Example((CuSeqlens((3, 5)),)), {}, subject, {}, None)
+        return casefile.write(case_path(tmp_path, content), content)
+
+    assert saved("kernels") == saved("kernels") != saved("/elsewhere/mine.py")
+    assert {json.loads(p.read_text())["subject"] for p in tmp_path.iterdir()} == {"kernels", "/elsewhere/mine.py"}
+
+
+def test_a_hang_of_one_transform_leaves_the_next_its_time(planted, tmp_path):
+    worker = planted("honest_sum")
+    worker.limits.hung, worker.limits.slowest = True, 0.001
+    assert worker.limits.now() == 0.3
+    profile = Profile("few", 3, derandomize=True)
+    contract = registry.contracts()["cu_seqlens"]
+    assert Campaign(contract, worker, {}, domain.of(contract), profile, folder=tmp_path).run().verdict == "PASS"
+    assert not worker.limits.hung and worker.limits.now() == worker.limits.run
+
+
+def test_a_kept_case_outside_the_contract_is_informative():
+    case = SeqlensExpand((Req(-2, 3), Req(2, 5)), total_len=2)
+    example = replace(Example((case,)), outside="lengths are not negative")
+    told: list = []
+    harmful = SimpleNamespace(describe={"seqlens_expand": {"provided": True, "selective": False}}, versions={}, limits=Limits(),
+                              options=SimpleNamespace(device="cpu", under=()), run=None)
+    found = SimpleNamespace(check="unchecked", buffer="out", sentence="harm", where="", differences=(), picture=None,
+                            traceback="")
+    session = SimpleNamespace(worker=lambda subject: harmful, rules=lambda subject, name: {"clamp": "zero"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "replay", lambda *_: [found])
+        content = {"contract": "seqlens_expand", "digest": "0" * 64, "subject": "mine"}
+        patch.setattr(lanes.casefile, "document", lambda *_: content)
+        patch.setattr(lanes.casefile, "write", lambda path, content: path)
+        lanes.fixed(session, "mine", example, lambda name, value: told.append((name, json.loads(value)["label"])))
+        assert told == [("finding", "UNCHECKED PRECONDITION (out)")]
+        with pytest.raises(lanes.FoundWrong):
+            lanes.fixed(session, "kernels", example)
