@@ -100,7 +100,7 @@ def _parse(command: list[str], capsys, pytestconfig) -> None:
         except SystemExit as stopped:
             assert stopped.code == 0, f"{shlex.join(command)}: {capsys.readouterr().err}"
         return
-    assert program in ("ci/test", "python", "pytest"), command
+    assert program in ("ci/test", ".venv/bin/python", "python", "pytest"), command
     options = [a.split("=")[0] for a in arguments if a.startswith("--")]
     known = pytestconfig._parser.optparser.format_help()
     assert all(option in known for option in options), command
