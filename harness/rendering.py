@@ -10,7 +10,7 @@ def finding(result: Result) -> str:
     lines += [f"  variant   {result.variant}"] if result.variant else []
     lines.append(f"  check     {result.check} ({result.buffer})")
     lines += _table(result.differences)
-    lines.append(f"  replay    ci/replay {result.path}        (--inline --pdb | --cuda | --memcheck | --script)")
+    lines.append(f"  replay    ci/replay {result.replay}        (--inline --pdb | --cuda | --memcheck | --script)")
     lines.append(f"  keep      ci/replay --keep {result.path}  (adds it to tests/corpus)")
     if result.traceback:
         lines += ["", *("  | " + line for line in result.traceback.rstrip().splitlines())]
@@ -22,7 +22,7 @@ def repeated(result: Result, first: str) -> str:
     cause = f"at {result.where}" if result.where else f"{result.check} ({result.buffer})"
     return (f"{result.label}  {result.transform}: {result.sentence}\n"
             f"  the same cause, {cause}, as {first}\n"
-            f"  case      {result.case}\n  replay    ci/replay {result.path}")
+            f"  case      {result.case}\n  replay    ci/replay {result.replay}")
 
 
 def _table(differences: list[list[str]]) -> list[str]:

@@ -90,7 +90,7 @@ def markdown(run: Run, buckets: Sequence[Result]) -> str:
     lines = [f"# plumbline: {run.verdict}", ""]
     for r in buckets:
         lines += [f"**{r.label}** `{r.transform}` ({_name(r.subject)}): {_line(r.sentence)}", "",
-                  f"- case `{_line(r.case, 400)}`", f"- replay `ci/replay {r.path}`"]
+                  f"- case `{_line(r.case, 400)}`", f"- replay `ci/replay {r.replay}`"]
         lines += [f"- also met by {len(r.also)} other tests"] if r.also else []
         lines.append("")
     lines += ["| subject | transform | examples | degenerate | unsupported | checks | seconds | verdict |",
@@ -121,7 +121,7 @@ def annotations(buckets: Sequence[Result]) -> list[str]:
         file, _, line = r.where.rpartition(":")
         place = f"file={_property(file)},line={line}," if file and not file.startswith("/") else ""
         lines.append(f"::error {place}title={_property(f'{r.label} {r.transform}')}::"
-                     + _message(f"{r.sentence}\ncase {r.case}\nci/replay {r.path}"))
+                     + _message(f"{r.sentence}\ncase {r.case}\nci/replay {r.replay}"))
     if len(bad) > MOST_ANNOTATIONS:
         lines.append(f"::error title=plumbline::{len(bad) - len(lines)} more findings: see the job summary and the artifact")
     return lines

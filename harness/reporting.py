@@ -1,6 +1,7 @@
 """The pytest plugin that hears every test process: the verdict table at the end, and the reports."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Reporting:
 
     def __init__(self, config, header: list[str]):
         self.config, self.run = config, Run(header, [])
-        self._started = time.monotonic()
+        self._started, self._options = time.monotonic(), _for_replay(config.option)
         self._seconds: dict[str, float] = {}
         self._found: list[tuple[object, list[Result]]] = []
 
@@ -51,7 +52,7 @@ class Reporting:
         self.run.rows += [Row.load(value) for name, value in ours if name == "verdict"]
         results = [Result.load(value) for name, value in ours if name == "finding"]
         for result in results:
-            result.test = report.nodeid
+            result.test, result.found_with = report.nodeid, self._options
         self.run.results += results
         self.run.rows += [Row(r.subject, r.transform, "found", r.label.split()[0]) for r in results if red(r)]
         if results and report.failed:
@@ -91,6 +92,12 @@ class Reporting:
         if os.environ.get("GITHUB_ACTIONS") == "true":
             for line in report.annotations(bucketed(self.run.results)):
                 terminalreporter.write_line(line)
+
+
+def _for_replay(option) -> list[str]:
+    """The options of this run without which the subject is not found again."""
+    python = [] if option.subject_python == sys.executable else ["--subject-python", option.subject_python]
+    return [*python, *(word for path in option.subject_path for word in ("--subject-path", path))]
 
 
 def table(rows: list[Row]) -> list[str]:

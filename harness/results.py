@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -28,6 +29,7 @@ class Result:
     picture: dict | None = None
     traceback: str = ""
     shrunk: bool = True  # False: a fixed case, as it was given
+    found_with: list[str] = field(default_factory=list)  # options of the run that a replay needs as well
     test: str = ""
     also: list[str] = field(default_factory=list)  # other tests that met the same root cause
 
@@ -35,6 +37,11 @@ class Result:
     def cause(self) -> tuple[str, ...]:
         """Findings with the same cause are one bug: the same line of the kernel, or else the same check on the same tensor."""
         return (self.subject, self.transform, self.check, self.where or self.buffer)
+
+    @property
+    def replay(self) -> str:
+        """What `ci/replay` is given."""
+        return " ".join([self.path, *map(shlex.quote, self.found_with)])
 
     def dump(self) -> str:
         return json.dumps(asdict(self))

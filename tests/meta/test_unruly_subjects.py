@@ -115,3 +115,15 @@ def test_a_kept_case_outside_the_contract_is_informative():
         assert told == [("finding", "UNCHECKED PRECONDITION (out)")]
         with pytest.raises(lanes.FoundWrong):
             lanes.fixed(session, "kernels", example)
+
+
+def test_a_replay_line_names_the_folders_that_the_run_was_given(tmp_path):
+    (tmp_path / "elsewhere.py").write_text("def cu_seqlens(*, seqlens, cu_seqlens):\n    pass\n")
+    done = run("elsewhere", "tests/test_seqlens.py", "-k", "cu_seqlens and differential", "--subject-path", str(tmp_path))
+    (line, *_) = [line for line in done.stdout.splitlines() if line.startswith("  replay ")]
+    command = line.split("(")[0].split()[2:]
+    assert command[1:] == ["--subject-path", str(tmp_path)], done.stdout
+    again = subprocess.run([sys.executable, "-m", "harness.replay", *command], cwd=ROOT, capture_output=True, text=True,
+                           timeout=100)
+    (ROOT / command[0]).unlink()
+    assert again.returncode == 1 and "FAILED" in again.stdout, again.stdout + again.stderr
