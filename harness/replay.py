@@ -42,6 +42,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments().parse_args(given)
+    if not options.case.exists() and (ROOT / options.case).exists():
+        options.case = ROOT / options.case  # as a failure names it, typed in another folder
     try:
         saved = casefile.read(options.case)
         _possible(options)

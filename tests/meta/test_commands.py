@@ -116,6 +116,23 @@ def test_the_case_replays_until_it_is_fixed(red, mine, capsys):
     assert lines[4] == "first fixed: right.py (before it: mine.py)"
 
 
+def test_a_case_replays_from_another_folder_as_the_failure_names_it(red, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert replay.main([red[2]]) == 1
+    assert capsys.readouterr().out.startswith("DEFECT  seqlens_expand: ")
+
+
+def test_the_gate_keeps_the_callers_interpreter(tmp_path, monkeypatch):
+    """pytest runs in the root. The Python of a virtual environment is a link, and another Python where the link leads."""
+    asked = []
+    (tmp_path / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gate, "run", lambda command: asked.append(command) or 0)
+    monkeypatch.setattr(gate, "_impossible", lambda options: "")
+    gate.main(["--report", str(tmp_path), "--subject-python", "./python"])
+    assert f"--subject-python={tmp_path / 'python'}" in asked[-1]
+
+
 def test_pdb_stops_on_the_first_line_of_the_kernel(red, mine):
     done = subprocess.run([sys.executable, "-m", "harness.replay", red[2], "--inline", "--pdb"], cwd=ROOT, text=True,
                           input="p seq_lens.shape\nc\nc\n", capture_output=True, timeout=100)
