@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -116,6 +117,20 @@ def test_the_case_replays_until_it_is_fixed(red, mine, capsys):
     assert lines[4] == "first fixed: right.py (before it: mine.py)"
 
 
+def test_every_version_shows_its_own_file(red, mine, tmp_path, capsys):
+    """The case names its subject by its full path, which must not win over the folders."""
+    for name, file, fault in (("old", mine.name, " + (i > 0)"), ("none", "other.py", ""), ("new", mine.name, "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(RIGHT.format(fault=fault))
+    with zipfile.ZipFile(tmp_path / "newer.whl", "w") as wheel:
+        wheel.write(tmp_path / "new" / mine.name, f"{mine.parent.name}/{mine.name}")
+    versions = [tmp_path / name for name in ("old", "none", "new", "newer.whl")]
+    assert replay.main([str(ROOT / red[2]), "--bisect", *map(str, versions)]) == 0
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:2] for line in lines[:4]] == [["old", "FAILED"], ["none", "ERROR"], ["new", "FIXED"], ["newer.whl", "FIXED"]]
+    assert lines[1][2].startswith(f"it has no {mine.name}, which is the subject")
+
+
 def test_a_case_replays_from_another_folder_as_the_failure_names_it(red, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert replay.main([red[2]]) == 1
@@ -161,6 +176,7 @@ WRONG_USES = {
     "missing interpreter": (["CASE", "--subject-python", "/no/such/python"],
                             "--subject-python /no/such/python: cannot be started (No such file or directory); it must be"),
     "interpreter is a folder": (["CASE", "--subject-python", "/"], "--subject-python /: cannot be started (Permission denied)"),
+    "versions of kernels": (["CASE", "--bisect", "/tmp"], "--bisect /tmp: the subject kernels is the same in every version"),
     "no GPU": (["CASE", "--cuda"], "--cuda: no GPU is visible here"),
     "no GPU for memcheck": (["CASE", "--memcheck"], "--memcheck: no GPU is visible here"),
     "no GPU for cuda-gdb": (["CASE", "--cuda-gdb"], "--cuda-gdb: no GPU is visible here"),
