@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 NO_SKIPS = bool(os.environ.get("PLUMBLINE_NO_SKIPS"))
+PATHS = ("--subject-path", "--subject-python", "--report")  # options whose value is a path, there already or not
 PROBE = """
 import sys
 from importlib import metadata
@@ -63,6 +64,28 @@ def make(inside: str) -> None:
     # torch on its own first: with the pinned build there, nothing else pulls another.
     subprocess.run([*pip, *(r for r in requirements() if r.startswith("torch>"))], check=True)
     subprocess.run([*pip, *requirements()], check=True)
+
+
+def with_paths(arguments: list[str]) -> list[str]:
+    """pytest's arguments with the caller's paths made absolute. A bare word such as `kernels` is a subject, also where a
+    folder has that name; symbolic links stay, since the Python of a virtual environment is one."""
+    given = []
+    for before, argument in zip(["", *arguments], arguments):
+        option, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            given.append(_absolute(before, argument))
+        else:
+            given.append(f"{option}={_absolute(option, value)}" if equals else argument)
+    return given
+
+
+def _absolute(option: str, value: str) -> str:
+    file, colons, test = value.partition("::")
+    if option in PATHS:
+        is_path = os.sep in file or option != "--subject-python"  # a bare `python3` is looked up on the PATH
+    else:
+        is_path = (os.sep in file or file.endswith(".py")) and os.path.exists(file)
+    return os.path.abspath(file) + colons + test if is_path else value
 
 
 def run(*arguments: str) -> None:

@@ -130,7 +130,9 @@ def read(path: Path) -> Saved:
                             "version of plumbline that wrote it, or a newer one")
     try:
         return _decode(path, content)
-    except (KeyError, TypeError, AttributeError) as error:
+    except CaseFileError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise CaseFileError(f"{path}: incomplete or malformed ({type(error).__name__}: {error})") from None
 
 

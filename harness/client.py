@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import messages
+from harness import messages, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 180.0
@@ -35,6 +35,25 @@ def shown_path(path: Path | str) -> str:
     """A path as the user types it at the root."""
     path = Path(path)
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def known_variants(subject: str, contracts, described: dict) -> dict:
+    """What a subject says about itself, if its VARIANTS names contracts and rules that there are.
+
+    Raises:
+        UsageError: it names another.
+    """
+    for contract in contracts:
+        said = described[contract.name]
+        unknown = [name for name in said["chooses"] if name not in registry.contracts()]
+        if unknown:
+            raise UsageError(f"--subject {subject}: VARIANTS names {unknown[0]!r}, which is no contract; known are "
+                             f"{', '.join(registry.contracts())}")
+        try:
+            contract.rules(said["variant"])
+        except ValueError as error:
+            raise UsageError(f"--subject {subject}: VARIANTS: {error}") from None
+    return described
 
 
 def subject_name(spec: str) -> str:
@@ -90,7 +109,7 @@ class Worker:
     def __init__(self, options: WorkerOptions, contracts):
         self.options = options
         self.limits = Limits(options.run_limit)
-        self._contracts = [[c.family, c.name, c.names] for c in contracts]
+        self._contracts = list(contracts)
         self._log = tempfile.TemporaryFile(mode="w+")
         self._channel: socket.socket | None = None
         self._pid = 0
@@ -111,19 +130,32 @@ class Worker:
             break
         if not reply["ready"]:
             raise (UsageError if reply["kind"] == "subject" else InfraError)(reply["error"])
-        self.versions, self.describe, self.tier = reply["versions"], reply["describe"], reply["tier"]
+        try:
+            self.describe = known_variants(self.options.subject, self._contracts, reply["describe"])
+        except UsageError:
+            self.close()
+            raise
+        self.versions, self.tier = reply["versions"], reply["tier"]
 
     def _try_start(self) -> dict | None:
         self._control, theirs = socket.socketpair()
         main = ROOT / "harness" / "worker" / "main.py"
         command = [*self.options.under, self.options.python, "-I", str(main), str(theirs.fileno())]
         environment = {**_untold(os.environ), **self.options.environment}
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log,
-                                         stderr=subprocess.STDOUT, env=environment,
-                                         start_new_session=bool(self.options.under))
-        theirs.close()
+        try:
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log,
+                                             stderr=subprocess.STDOUT, env=environment,
+                                             start_new_session=bool(self.options.under))
+        except OSError as error:
+            self._control.close()
+            option = "" if self.options.under else "--subject-python "
+            raise UsageError(f"{option}{command[0]}: cannot be started ({error.strerror}); it must be "
+                             f"{'a program' if self.options.under else 'a Python with torch, Triton and NumPy'}") from None
+        finally:
+            theirs.close()
         config = {"subject": self.options.subject, "device": self.options.device, "root": str(ROOT),
-                  "paths": list(self.options.paths), "contracts": self._contracts, "guards": self.options.guards,
+                  "paths": list(self.options.paths), "contracts": [[c.family, c.name, c.names] for c in self._contracts],
+                  "guards": self.options.guards,
                   "fork": not self.options.under, "stock": self.options.interpreter == "stock"}
         try:
             messages.send(self._control, config)
@@ -294,9 +326,10 @@ class Inline:
         sys.path[:0] = options.paths
         try:
             loaded = subject.Subject(options.subject, ROOT)
-            self.describe = {c.name: loaded.describe(c.family, c.name, c.names) for c in contracts}
+            described = {c.name: loaded.describe(c.family, c.name, c.names) for c in contracts}
         except subject.SubjectError as error:
             raise UsageError(str(error)) from None
+        self.describe = known_variants(options.subject, contracts, described)
         self._runner = runner.Runner(loaded, options.device, options.guards, options.interpreter == "stock")
         self.tier = self._runner.memory.guards
         import numpy

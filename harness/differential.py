@@ -12,6 +12,8 @@ from harness.layout import Layout, Observed, Placed
 from harness.states import Cells
 from harness.tensors import Input, Output
 
+HARM_ONLY = CheckOptions(checks=("inputs", "redzones", "memory"))
+
 
 @dataclass(frozen=True)
 class Example:
@@ -25,6 +27,11 @@ class Example:
     @property
     def contract(self) -> Contract:
         return self.steps[0].contract
+
+    @property
+    def breaks_contract(self) -> bool:
+        """Whether a precondition is broken: no result is right then, and the oracle may have none."""
+        return self.outside in {p.name for p in self.contract.preconditions}
 
     def __repr__(self) -> str:
         steps = repr(self.steps[0]) if len(self.steps) == 1 else "[" + ", ".join(map(repr, self.steps)) + "]"
@@ -111,8 +118,7 @@ def harm(example: Example, reason: str, worker, rules: Mapping[str, str]) -> lis
     Surviving a broken precondition means that no memory is harmed, since no result is right; surviving an example that
     only the subject declined means that the result is right.
     """
-    broken = example.outside in {p.name for p in example.contract.preconditions}
-    options = CheckOptions(checks=("inputs", "redzones", "memory")) if broken else CheckOptions()
+    options = HARM_ONLY if example.breaks_contract else CheckOptions()
     found = [f for f in check(example, worker, rules, options) if f.check != "raised" or f.wrote]
     return [replace(f, check="unchecked", buffer=reason) for f in found[:1]]
 

@@ -15,7 +15,9 @@ from harness.client import ROOT, InfraError, Inline, UsageError, Worker, WorkerO
 from harness.differential import replay
 from harness.findings import Found
 from harness.sanitized import CannotRun, Sanitized, find_tool
+from harness.worker.subject import BUILT_IN
 
+OURS = set(BUILT_IN) - {"sglang"}  # subjects that lie in this checkout
 CORPUS = ROOT / "tests" / "corpus"
 FIXED, FAILED, ERROR = 0, 1, 2
 WORDS = ("FIXED", "FAILED", "ERROR")
@@ -42,6 +44,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments().parse_args(given)
+    if not options.case.exists() and (ROOT / options.case).exists():
+        options.case = ROOT / options.case  # as a failure names it, typed in another folder
     try:
         saved = casefile.read(options.case)
         _possible(options)
@@ -139,6 +143,7 @@ def _debug(options) -> int:
 
 def _bisect(saved: Saved, options) -> int:
     """Every version in the given order; the exit status is that of the last."""
+    _varies(options)
     name, statuses = saved.example.contract.name, []
     width = max(len(v.name) for v in options.bisect)
     print(f"{name} over {len(options.bisect)} versions of {options.subject}")
@@ -153,9 +158,27 @@ def _bisect(saved: Saved, options) -> int:
     return statuses[-1]
 
 
+def _varies(options) -> None:
+    """Raises UsageError where every version but a .py file would show the same subject."""
+    fixed = options.subject in OURS or (options.subject not in BUILT_IN and Path(options.subject).is_dir())
+    other = next((v for v in options.bisect if v.suffix != ".py"), None)
+    if fixed and other:
+        raise UsageError(f"--bisect {other}: the subject {options.subject} is the same in every version; give .py files, "
+                         "or name a .py file, a module or sglang with --subject")
+
+
+def _inside(place: Path, subject: str) -> str:
+    """A version's own file of a subject that is a file: under the longest end of its path that the version has."""
+    parts = Path(subject).parts[1 if Path(subject).is_absolute() else 0 :]
+    found = next((f for f in (place.joinpath(*parts[k:]) for k in range(len(parts))) if f.is_file()), None)
+    if not found:
+        raise UsageError(f"it has no {parts[-1]}, which is the subject; name another with --subject, or give .py files")
+    return str(found)
+
+
 def _one_version(saved: Saved, options, version: Path) -> tuple[int, str]:
-    """A wheel is unpacked and a folder taken as it is, both as the place to import the subject from; a .py file is itself the
-    subject."""
+    """A wheel is unpacked and a folder taken as it is, both as the place to import the subject from, or to find its file in; a
+    .py file is itself the subject."""
     with tempfile.TemporaryDirectory(prefix="plumbline-version-") as folder:
         subject, place = options.subject, str(version.resolve())
         try:
@@ -166,6 +189,8 @@ def _one_version(saved: Saved, options, version: Path) -> tuple[int, str]:
             elif version.is_file():
                 zipfile.ZipFile(version).extractall(folder)
                 place = folder
+            if version.suffix != ".py" and subject.endswith(".py"):
+                subject = _inside(Path(place), subject)
             worker = _worker(options, subject, (place, *options.subject_path))
             try:
                 _provided(worker, subject, saved.example.contract.name)

@@ -12,8 +12,8 @@ import numpy as np
 from harness import floats, layout as layouts
 from harness.checks import differing, whole
 from harness.client import ROOT, UsageError
-from harness.contract import Kind
-from harness.differential import Example, Step, expect, plan, run_steps, wire_arguments
+from harness.contract import Kind, Role
+from harness.differential import HARM_ONLY, Example, Step, expect, plan, run_steps, wire_arguments
 from harness.findings import CheckOptions, Found
 from harness.layout import INIT, Observed, Placed, WRITE
 from harness.states import State
@@ -24,6 +24,7 @@ INTERPRETED = 'DEVICE = "cpu"  # Triton\'s interpreter, where this was found; "c
 SHIMS = ("poison", "loop_bounds_from_memory", "poison_masked_lanes", "scalar_and_vector_masks", "narrow_float_casts")
 ONLY_HERE = {"race": "a race", "grid": "a launch grid that hardware refuses"}
 MOST_CELLS = 200_000
+MARGIN = {"cpu": 60.0, "cuda": 300.0}  # seconds beyond the run's limit: torch is imported, and a GPU's kernels compile
 
 
 def write(path: Path, example: Example, worker, rules: Mapping[str, str], found: list[Found]) -> str:
@@ -32,23 +33,40 @@ def write(path: Path, example: Example, worker, rules: Mapping[str, str], found:
     Raises:
         UsageError: the finding cannot be shown outside this suite.
     """
-    first = found[0] if found else None
-    if first and first.check == "memory":
-        rule = next((r for r in ONLY_HERE if first.buffer.endswith(r)), None)
-        if rule:
-            raise UsageError(f"{ONLY_HERE[rule]} shows only in the shadow memory: no script; replay the case with ci/replay")
+    first = _first_anywhere(found)
     steps = _host_steps(example, rules) if example.contract.kind is Kind.HOST else _steps(example, worker, rules, first)
     watched = bool(first) and (first.check == "memory" or "load" in first.sentence or "store" in first.sentence)
     path.parent.mkdir(parents=True, exist_ok=True)
-    status = 0
+    status, limit = 0, worker.options.run_limit + MARGIN[worker.options.device]
     for shims in (False, True):
         path.write_text(_text(example, worker, first, steps, watched, shims))
-        command = [worker.options.python, "-I", str(path.resolve())]
-        status = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, cwd=path.parent).returncode
+        try:
+            status = _run(worker.options.python, path, limit)
+        except subprocess.TimeoutExpired:
+            return f"run once: it does not end, and was stopped after {limit:.0f} s"
         if bool(status) == bool(found):
             return "run once: it " + ("fails" if found else "passes") + (", with the interpreter's shims" if shims else "")
     return "run once: it " + ("passes, though the case fails; the suite sees more (docs/explanation.md)" if found else
                               f"ends with status {status}, though the case is right")
+
+
+def _first_anywhere(found: list[Found]) -> Found | None:
+    """The first finding that shows outside this suite, or None where nothing was found."""
+    anywhere = [f for f in found if not _only_here(f)]
+    if found and not anywhere:
+        raise UsageError(f"{_only_here(found[0])} shows only in the shadow memory: no script; replay the case with ci/replay")
+    return anywhere[0] if anywhere else None
+
+
+def _only_here(found: Found) -> str:
+    """What nothing but the shadow memory sees, in words; or ''."""
+    return next((said for rule, said in ONLY_HERE.items() if found.check == "memory" and found.buffer.endswith(rule)), "")
+
+
+def _run(python: str, path: Path, limit: float) -> int:
+    """The script's exit status. Nothing reads its output, so no process that it leaves behind can hold a pipe open."""
+    return subprocess.run([python, "-I", str(path.resolve())], cwd=path.parent, timeout=limit, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
 
 
 def _host_steps(example: Example, rules: Mapping[str, str]) -> list[dict]:
@@ -59,24 +77,30 @@ def _host_steps(example: Example, rules: Mapping[str, str]) -> list[dict]:
 
 def _steps(example: Example, worker, rules: Mapping[str, str], first: Found | None) -> list[dict]:
     """The literals of every call up to the one that goes wrong, from the run that shows the finding."""
-    planned = plan(example, rules, True)
-    stated = example.outside not in {p.name for p in example.contract.preconditions}
+    stated = not example.breaks_contract
+    planned = plan(example, rules, stated)
     for run in (0, 1):
-        done, found = run_steps(example, planned, worker, CheckOptions(), run)
-        if first is None or first.kind in {f.kind for f in found} or (first.check == "interference" and run == 1):
+        done, found = run_steps(example, planned, worker, CheckOptions() if stated else HARM_ONLY, run)
+        if first is None or any(_same(first, f) for f in found):
             break
     last = first.step if first else len(planned) - 1
     prior, steps = None, []
     for k, step in enumerate(planned[: last + 1]):
         placed = layouts.place(step.case.contract, step.arguments, example.layout, example.seed, run, prior)
         observed = done[k][1] if k < len(done) else None
-        steps.append(_literals(step, placed, observed, stated))
+        steps.append(_literals(step, placed, observed))
         prior = layouts.Prior(placed, observed, prior) if observed else prior
     return steps
 
 
-def _literals(step: Step, placed: Placed, observed: Observed | None, stated: bool) -> dict:
-    """One call as plain data; positions count in elements of a memory, cells by their flat logical index."""
+def _same(first: Found, found: Found) -> bool:
+    """Whether a run shows the finding; one outside the contract is filed under its precondition."""
+    return first.kind == found.kind or (first.check == "unchecked" and first.sentence == found.sentence)
+
+
+def _literals(step: Step, placed: Placed, observed: Observed | None) -> dict:
+    """One call as plain data; positions count in elements of a memory, cells by their flat logical index. Where the oracle was
+    not asked, every cell of an output is free."""
     owner = {}
     for name, view in placed.views.items():
         owner.setdefault(view.block, name)
@@ -90,14 +114,14 @@ def _literals(step: Step, placed: Placed, observed: Observed | None, stated: boo
     tensors = {n: (owner[v.block], v.shape, v.strides, (v.start - base[v.block]) // v.dtype.itemsize)
                for n, v in placed.views.items()}
     written, free, refused, meaning = {}, {}, [], {}
-    for name, cells in step.expected.items():
+    if step.expected is None:
+        outputs = [n for n in placed.views if step.case.contract.arg(n).role is not Role.IN]
+        free = {n: {0: int(np.prod(placed.views[n].shape))} for n in outputs}
+    for name, cells in (step.expected or {}).items():
         view, state = placed.views[name], cells.state.reshape(-1)
         if view.shape != cells.shape:
             state = state[: view.shape[0]]
-        loose = np.isin(state, (State.DONT_CARE, State.JUDGED)) if stated else np.ones(len(state), dtype=bool)
-        free[name] = {int(lo): int(hi - lo) for lo, hi in _stretches(loose)}
-        if not stated:
-            continue
+        free[name] = {int(lo): int(hi - lo) for lo, hi in _stretches(np.isin(state, (State.DONT_CARE, State.JUDGED)))}
         bits = _signed(floats.encode(floats.rounded(cells.value.reshape(-1)[: len(state)], view.name), view.name))
         written[name] = {int(lo): bits[lo:hi].tolist() for lo, hi in _stretches(state == State.WRITTEN)}
         if observed is not None:

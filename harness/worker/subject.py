@@ -51,19 +51,30 @@ class Subject:
         """What the suite wants to know before it draws cases.
 
         Raises:
-            SubjectError: the function cannot be called with the keywords `given`.
+            SubjectError: the function cannot be called with the keywords `given`, or VARIANTS is no dict of dicts.
         """
         module = self.module(family)
+        variants = self._variants(module)
         self._callable(family, name, given)
         return {
             "provided": self.function(family, name) is not None,
-            "variant": dict(getattr(module, "VARIANTS", {}).get(name, {})) if module else {},
+            "variant": variants.get(name, {}),
+            "chooses": list(variants),
             "version": getattr(module, "VERSION", ""),
             "cost": getattr(module, "COST", {}).get(name, {}),
             "capturable": bool(getattr(module, "CAPTURABLE", self.spec == "kernels")),
             "selective": hasattr(module, "supports"),
             "missing": getattr(module, "MISSING", {}).get(name, "") if module else "",
         }
+
+    def _variants(self, module: types.ModuleType | None) -> dict[str, dict[str, str]]:
+        """The rules that a module says it follows, by contract; the suite knows which there are."""
+        variants = getattr(module, "VARIANTS", {})
+        table = lambda value, of: isinstance(value, dict) and all(isinstance(k, str) and of(v) for k, v in value.items())
+        if not table(variants, lambda rules: table(rules, lambda choice: isinstance(choice, str))):
+            raise SubjectError(f"--subject {self.spec}: VARIANTS is {variants!r}; it must be "
+                               '{"contract": {"rule": "choice"}}')
+        return variants
 
     def _callable(self, family: str, name: str, given: list[str]) -> None:
         function = self.function(family, name)

@@ -70,9 +70,14 @@ def test_only_the_familys_case_types_are_built(tmp_path, content):
     ({"steps": [{"contract": "nothing", "case": {}}]}, "unknown contract"),
     ({"steps": None}, "malformed"),
     ({"layout": {}}, "incomplete"),
+    ({"steps": []}, "malformed"),
+    ({"program_order": "x"}, "malformed"),
+    ({"fills": {"seed": "x"}}, "malformed"),
+    ({"layout": {"places": {}, "aliases": [["a", "b", "c"]]}}, "malformed"),
 ])
 def test_malformed_files_are_refused(tmp_path, content, change, says):
-    assert says in refused(tmp_path, {**content, **change})
+    said = refused(tmp_path, {**content, **change})
+    assert says in said and len(said.splitlines()) == 1
 
 
 def test_unknown_fields_and_other_files_are_refused(tmp_path, content):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -116,6 +117,37 @@ def test_the_case_replays_until_it_is_fixed(red, mine, capsys):
     assert lines[4] == "first fixed: right.py (before it: mine.py)"
 
 
+def test_every_version_shows_its_own_file(red, mine, tmp_path, capsys):
+    """The case names its subject by its full path, which must not win over the folders."""
+    for name, file, fault in (("old", mine.name, " + (i > 0)"), ("none", "other.py", ""), ("new", mine.name, "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(RIGHT.format(fault=fault))
+    with zipfile.ZipFile(tmp_path / "newer.whl", "w") as wheel:
+        wheel.write(tmp_path / "new" / mine.name, f"{mine.parent.name}/{mine.name}")
+    versions = [tmp_path / name for name in ("old", "none", "new", "newer.whl")]
+    assert replay.main([str(ROOT / red[2]), "--bisect", *map(str, versions)]) == 0
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:2] for line in lines[:4]] == [["old", "FAILED"], ["none", "ERROR"], ["new", "FIXED"], ["newer.whl", "FIXED"]]
+    assert lines[1][2].startswith(f"it has no {mine.name}, which is the subject")
+
+
+def test_a_case_replays_from_another_folder_as_the_failure_names_it(red, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert replay.main([red[2]]) == 1
+    assert capsys.readouterr().out.startswith("DEFECT  seqlens_expand: ")
+
+
+def test_the_gate_keeps_the_callers_interpreter(tmp_path, monkeypatch):
+    """pytest runs in the root. The Python of a virtual environment is a link, and another Python where the link leads."""
+    asked = []
+    (tmp_path / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gate, "run", lambda command: asked.append(command) or 0)
+    monkeypatch.setattr(gate, "_impossible", lambda options: "")
+    gate.main(["--report", str(tmp_path), "--subject-python", "./python"])
+    assert f"--subject-python={tmp_path / 'python'}" in asked[-1]
+
+
 def test_pdb_stops_on_the_first_line_of_the_kernel(red, mine):
     done = subprocess.run([sys.executable, "-m", "harness.replay", red[2], "--inline", "--pdb"], cwd=ROOT, text=True,
                           input="p seq_lens.shape\nc\nc\n", capture_output=True, timeout=100)
@@ -141,6 +173,10 @@ WRONG_USES = {
     "wrong signature": (["CASE", "--subject", "POSITIONAL"], "write def seqlens_expand(*, extend_seq_lens, seq_lens, "),
     "debugger without --inline": (["CASE", "--pdb"], "--pdb needs --inline"),
     "no interpreter": (["CASE", "--subject-python", "/bin/false"], "the worker did not start"),
+    "missing interpreter": (["CASE", "--subject-python", "/no/such/python"],
+                            "--subject-python /no/such/python: cannot be started (No such file or directory); it must be"),
+    "interpreter is a folder": (["CASE", "--subject-python", "/"], "--subject-python /: cannot be started (Permission denied)"),
+    "versions of kernels": (["CASE", "--bisect", "/tmp"], "--bisect /tmp: the subject kernels is the same in every version"),
     "no GPU": (["CASE", "--cuda"], "--cuda: no GPU is visible here"),
     "no GPU for memcheck": (["CASE", "--memcheck"], "--memcheck: no GPU is visible here"),
     "no GPU for cuda-gdb": (["CASE", "--cuda-gdb"], "--cuda-gdb: no GPU is visible here"),
@@ -176,10 +212,11 @@ def test_a_case_of_a_newer_format(case, capsys):
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--subject", "missing.py"], "missing.py: no such file"),
+    (["--subject-python", "/no/such/python"], "--subject-python /no/such/python: cannot be started"),
     (["--require-gpu"], "--require-gpu: no GPU is visible here"),
     (["--overflow"], "--overflow: Triton's checks of integer overflow are compiled in, and no GPU is in use here"),
     (["--device", "tpu"], "known are auto, cpu, cuda"),
-], ids=["no such subject", "no GPU", "overflow without a GPU", "unknown device"])
+], ids=["no such subject", "no such interpreter", "no GPU", "overflow without a GPU", "unknown device"])
 def test_wrong_uses_of_the_gate(arguments, says, capsys, monkeypatch):
     monkeypatch.setattr(devices, "gpus", lambda: ())
     monkeypatch.setattr(gate, "run", lambda command: pytest.fail("nothing may run"))
@@ -208,6 +245,34 @@ def test_a_subject_that_cannot_be_imported_is_exit_2(tmp_path):
     assert done.returncode == 2
     assert "importing it failed: No module named 'a_module_that_is_not_there'" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+WRONG_VARIANTS = {
+    '{"gather_page_table": {"tail": "none"}}': "gather_page_table has no variant tail=none; it knows {'tail': ['strict'",
+    '{"gather_page_table": {"tale": "strict"}}': "gather_page_table has no variant tale=strict; it knows {'tail': ['strict'",
+    '{"gather_pages": {"tail": "strict"}}': "VARIANTS names 'gather_pages', which is no contract; known are ",
+    '{"gather_page_table": "strict"}': """VARIANTS is {'gather_page_table': 'strict'}; it must be {"contract": {"rule": """,
+    '{"gather_page_table": {"tail": None}}': "VARIANTS is {'gather_page_table': {'tail': None}}; it must be ",
+    '["gather_page_table"]': "VARIANTS is ['gather_page_table']; it must be ",
+}
+
+
+@pytest.mark.parametrize(("variants", "says"), WRONG_VARIANTS.items(), ids=WRONG_VARIANTS)
+def test_a_subject_with_variants_that_there_are_not(variants, says, case, tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"VARIANTS = {variants}\n" + RIGHT.format(fault=""))
+    assert replay.main([str(case), "--subject", str(mine), "--inline"]) == 2
+    out = capsys.readouterr().out
+    assert out.startswith(f"ERROR   --subject {mine}: VARIANTS") and says in out and len(out.splitlines()) == 1
+
+
+def test_errors_of_use_under_pytest_are_exit_2_and_no_traceback(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text('VARIANTS = {"cu_seqlens": {"tail": "nonesuch"}}\ndef cu_seqlens(*, seqlens, cu_seqlens): ...\n')
+    for option, says in ((f"--subject={mine}", "cu_seqlens has no variant tail=nonesuch"),
+                         ("--subject-python=/no/such/python", "--subject-python /no/such/python: cannot be started")):
+        done = run("pytest", "-q", "tests/test_seqlens.py", "-k", "cu_seqlens and differential", option)
+        assert done.returncode == 2 and says in done.stdout and "Traceback" not in done.stdout
 
 
 @pytest.mark.parametrize(("option", "says"), [

@@ -7,9 +7,10 @@ import pytest
 
 from harness import registry, script
 from harness.client import UsageError, Worker, WorkerOptions
-from harness.differential import Example, replay
+from harness.differential import Example, expect, replay
 from harness.findings import Found
 from harness.layout import Layout, Place
+from oracles.draft import AssignExtendCacheLocs, Extent
 from oracles.seqlens import CalPaddedTokens, CuSeqlens, Req, SeqlensExpand
 
 KERNELS = """
@@ -35,6 +36,19 @@ def seqlens_expand(*, extend_seq_lens, seq_lens, seqlens_expanded, total_len, ma
 
 def cal_padded_tokens(*, global_num_tokens, **rest):
     return -1
+
+def assign_extend_cache_locs(*, req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, bs):
+    done = 0
+    for slot, start, end in zip(req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist()):
+        out_cache_loc[done : done + end - start] = req_to_token[slot, start:end]  # raises when it has written already
+        done += end - start
+"""
+HANGS = """
+import time
+
+def cu_seqlens(*, seqlens, cu_seqlens):
+    while True:
+        time.sleep(0.1)
 """
 STRIDED = Layout({"extend_seq_lens": Place("strided", "int64", "left"), "seq_lens": Place("offset", "int64")})
 CASES = {  # what is wrong -> the example, and what the script says
@@ -91,3 +105,38 @@ def test_a_race_has_no_script(worker, tmp_path):
     with pytest.raises(UsageError, match="a race shows only in the shadow memory"):
         script.write(tmp_path / "case.py", example, worker, {}, [race])
     assert not (tmp_path / "case.py").exists()
+
+
+def test_a_finding_beside_a_race_has_a_script(worker, tmp_path):
+    example, says = CASES["memory"]
+    rules = example.contract.rules()
+    race = Found("memory", "cu_seqlens race", "race on cu_seqlens[0]")
+    found = [race, *replay(example, worker, rules)]
+    assert script.write(tmp_path / "case.py", example, worker, rules, found) == "run once: it fails"
+    assert says in run(tmp_path / "case.py").stdout and "race" not in (tmp_path / "case.py").read_text().splitlines()[0]
+
+
+def test_a_broken_precondition_has_a_script_without_expectations(worker, tmp_path):
+    """The oracle has no answer for a slot that does not exist; what the script shows is what the kernel does."""
+    case = AssignExtendCacheLocs((Extent(0, 0, 2), Extent(9, 0, 2)), slots=4)
+    example = Example((case,), outside="slots exist")
+    assert example.breaks_contract
+    with pytest.raises(LookupError, match="the oracle read row 9"):
+        expect(case.contract, case.arguments(), {})
+    found = replay(example, worker, {})
+    assert [f.check for f in found] == ["unchecked"]
+    assert script.write(tmp_path / "case.py", example, worker, {}, found) == "run once: it fails"
+    assert "IndexError: index 9 is out of bounds" in run(tmp_path / "case.py").stderr
+    fine = Example((AssignExtendCacheLocs((Extent(0, 0, 2),)),), outside="slots exist")
+    assert script.write(tmp_path / "fine.py", fine, worker, {}, []) == "run once: it passes"
+
+
+def test_a_kernel_that_does_not_end_is_stopped(tmp_path, monkeypatch):
+    (tmp_path / "hangs.py").write_text(HANGS)
+    monkeypatch.setitem(script.MARGIN, "cpu", 2.0)
+    worker = Worker(WorkerOptions(str(tmp_path / "hangs.py"), run_limit=1.0), list(registry.contracts().values()))
+    example = Example((CuSeqlens((3, 5)),))
+    found = replay(example, worker, {})
+    said = script.write(tmp_path / "case.py", example, worker, {}, found)
+    worker.close()
+    assert found[0].kind == ("fault", "hang") and said == "run once: it does not end, and was stopped after 3 s"

@@ -52,3 +52,23 @@ def test_an_environment_that_cannot_be_made_is_exit_2_in_one_line(setup, monkeyp
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1
     assert said.startswith("ci/gate: .venv could not be set up: status 1 of `")
+
+
+def test_the_callers_paths_are_made_absolute_and_nothing_else(setup, tmp_path, monkeypatch):
+    """ci/test runs pytest in the root, and may be called from any folder."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("kernels", "lib", "venv"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "venv" / "python").symlink_to(sys.executable)
+    for given, wanted in (
+        (["--subject", "kernels"], ["--subject", "kernels"]),
+        (["--subject=kernels", "-k", "lib"], ["--subject=kernels", "-k", "lib"]),
+        (["--subject", "mine.py"], ["--subject", f"{tmp_path}/mine.py"]),
+        (["--subject=mine.py"], [f"--subject={tmp_path}/mine.py"]),
+        (["mine.py::test_it", "tests/test_draft.py"], [f"{tmp_path}/mine.py::test_it", "tests/test_draft.py"]),
+        (["--subject-path", "lib", "--inline"], ["--subject-path", f"{tmp_path}/lib", "--inline"]),
+        (["--subject-python=venv/python"], [f"--subject-python={tmp_path}/venv/python"]),
+        (["--subject-python", "python3", "--report", "new"], ["--subject-python", "python3", "--report", f"{tmp_path}/new"]),
+    ):
+        assert setup.with_paths(given) == wanted
