@@ -68,7 +68,7 @@ def make(inside: str) -> None:
 
 def with_paths(arguments: list[str]) -> list[str]:
     """pytest's arguments with the caller's paths made absolute. A bare word such as `kernels` is a subject, also where a
-    folder has that name; symbolic links stay, since the Python of a virtual environment is one."""
+    folder has that name. Links are followed, but for an interpreter: the Python of a virtual environment is one."""
     given = []
     for before, argument in zip(["", *arguments], arguments):
         option, equals, value = argument.partition("=")
@@ -85,7 +85,8 @@ def _absolute(option: str, value: str) -> str:
         is_path = os.sep in file or option != "--subject-python"  # a bare `python3` is looked up on the PATH
     else:
         is_path = (os.sep in file or file.endswith(".py")) and os.path.exists(file)
-    return os.path.abspath(file) + colons + test if is_path else value
+    absolute = os.path.abspath if option == "--subject-python" else os.path.realpath
+    return absolute(file) + colons + test if is_path else value
 
 
 def run(*arguments: str) -> None:

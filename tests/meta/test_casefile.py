@@ -52,8 +52,23 @@ def refused(tmp_path, content) -> str:
     return str(error.value)
 
 
-def test_a_newer_format_is_refused(tmp_path, content):
-    assert "format_version 2; this version reads 1" in refused(tmp_path, {**content, "format_version": 2})
+@pytest.mark.parametrize("number", [1, 3])
+def test_another_format_is_refused(tmp_path, content, number):
+    assert f"format_version {number}; this version reads 2" in refused(tmp_path, {**content, "format_version": number})
+
+
+def test_a_default_that_changes_makes_no_other_case_of_a_saved_one(tmp_path, content, monkeypatch):
+    path = casefile.write(tmp_path / "case.json", content)
+    before, init = casefile.read(path).example, SeqlensExpand.__init__
+    others = tuple(d + 1 if type(d) is int else d for d in init.__defaults__)
+    monkeypatch.setattr(init, "__defaults__", others)
+    assert SeqlensExpand((Req(1, 2),)) != before.steps[0]
+    assert casefile.read(path).example == before
+
+
+def test_a_field_that_was_cut_out_is_noticed(tmp_path, content):
+    del content["steps"][0]["case"]["spare"]
+    assert "digest" in refused(tmp_path, content)
 
 
 def test_an_edited_case_is_refused(tmp_path, content):

@@ -205,9 +205,9 @@ def test_a_missing_cuda_tool(case, tool, tmp_path, capsys, monkeypatch):
 
 
 def test_a_case_of_a_newer_format(case, capsys):
-    case.write_text(json.dumps({**json.loads(case.read_text()), "format_version": 2}))
+    case.write_text(json.dumps({**json.loads(case.read_text()), "format_version": 3}))
     assert replay.main([str(case)]) == 2
-    assert "format_version 2; this version reads 1: use the version" in capsys.readouterr().out
+    assert "format_version 3; this version reads 2: use the version" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

@@ -61,12 +61,14 @@ def test_the_callers_paths_are_made_absolute_and_nothing_else(setup, tmp_path, m
         (tmp_path / folder).mkdir()
     (tmp_path / "mine.py").write_text("")
     (tmp_path / "venv" / "python").symlink_to(sys.executable)
+    (tmp_path / "linked.py").symlink_to(tmp_path / "mine.py")
     for given, wanted in (
         (["--subject", "kernels"], ["--subject", "kernels"]),
         (["--subject=kernels", "-k", "lib"], ["--subject=kernels", "-k", "lib"]),
         (["--subject", "mine.py"], ["--subject", f"{tmp_path}/mine.py"]),
         (["--subject=mine.py"], [f"--subject={tmp_path}/mine.py"]),
         (["mine.py::test_it", "tests/test_draft.py"], [f"{tmp_path}/mine.py::test_it", "tests/test_draft.py"]),
+        (["linked.py"], [f"{tmp_path}/mine.py"]),
         (["--subject-path", "lib", "--inline"], ["--subject-path", f"{tmp_path}/lib", "--inline"]),
         (["--subject-python=venv/python"], [f"--subject-python={tmp_path}/venv/python"]),
         (["--subject-python", "python3", "--report", "new"], ["--subject-python", "python3", "--report", f"{tmp_path}/new"]),
