@@ -145,6 +145,8 @@ def read(path: Path) -> Saved:
 
 def _decode(path, content: dict) -> Saved:
     steps = tuple(_build(path, step["case"], _contract(path, step["contract"]).case) for step in content["steps"])
+    if not steps:
+        raise CaseFileError(f"{path}: incomplete or malformed (it has no steps)")
     places = {n: Place(p["kind"], p["dtype"], p["guard"]) for n, p in content["layout"]["places"].items()}
     aliases = tuple((a, b) for a, b in content["layout"]["aliases"])
     example = Example(steps, Layout(places, aliases, int(content["program_order"])), int(content["fills"]["seed"]),
