@@ -1,6 +1,6 @@
 """A differential campaign: one contract of one subject against its oracle, until the budget is spent or bugs are found."""
 
-import json
+import hashlib
 import os
 import re
 import time
@@ -272,11 +272,9 @@ class OutsideCampaign(Campaign):
 
 
 def case_path(folder: Path, content: dict) -> Path:
-    """Where a failing case is written: no other subject's file for the same case is overwritten."""
-    path = folder / f"{content['contract']}-{content['digest'][:8]}.json"
-    if path.exists() and json.loads(path.read_text()).get("subject") != content["subject"]:
-        return path.with_stem(f"{path.stem}-{Path(content['subject']).stem}")
-    return path
+    """Where a failing case is written: two subjects have a file each for one case."""
+    both = f"{content['digest']} {Path(content['subject']).stem}"
+    return folder / f"{content['contract']}-{hashlib.sha256(both.encode()).hexdigest()[:8]}.json"
 
 
 def _leaves(group: BaseExceptionGroup) -> list[Finding]:

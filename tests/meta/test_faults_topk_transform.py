@@ -133,6 +133,7 @@ SELECTION = {
 def test_selections_have_everything(name, output):
     seen = drawn(domain.of(CONTRACTS[name]), of_selection, BUDGET)
     needed = SELECTION | {f"{output} with gaps"}
+    needed -= {"negative"} if name == "topk_transform_v2" else set()  # outside its contract
     needed |= {"odd width of one row"} if name == "fast_topk" else set()
     assert sorted(needed - set(seen)) == []
 
