@@ -104,6 +104,14 @@ def span(t: torch.Tensor) -> tuple[int, int]:
     return t.data_ptr(), t.data_ptr() + (reach + 1) * t.element_size()
 
 
+def meet(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether the byte ranges of two tensors have a byte in common; their cells may still lie apart."""
+    if not (a.numel() and b.numel()):
+        return False
+    (first_a, last_a), (first_b, last_b) = span(a), span(b)
+    return first_a < last_b and first_b < last_a
+
+
 def _base(name: str) -> str:
     return name.split("[")[0]
 

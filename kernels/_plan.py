@@ -122,12 +122,8 @@ def _sharing(name: str, tensors: dict[str, torch.Tensor], written: dict[str, tor
     mine, outputs = tensors[name], {id(t) for t in written.values()}
     for other, tensor in tensors.items():
         if other != name and id(tensor) not in outputs:
-            if tensor is mine:
+            if tensor is mine or checks.meet(tensor, mine):
                 return other
-            if tensor.numel() and mine.numel():
-                (a, b), (c, d) = checks.span(tensor), checks.span(mine)
-                if a < d and c < b:
-                    return other
     return ""
 
 

@@ -206,7 +206,7 @@ def write_back(dst: torch.Tensor, src: torch.Tensor) -> None:
     checks.own_cells("dst", dst)
     if dst.numel() == 0 or _same_view(dst, src):
         return
-    overlapping = _overlap(dst, src)
+    overlapping = checks.meet(dst, src)
     if overlapping and dst.numel() > IN_REGISTERS:
         src, overlapping = src.clone(), False
     block = triton.next_power_of_2(dst.numel()) if overlapping else 1024
@@ -218,13 +218,6 @@ def _same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
     """One address is not enough: the strides must agree wherever there is more than one index."""
     strides = zip(a.shape, a.stride(), b.stride())
     return a.data_ptr() == b.data_ptr() and all(x == y for n, x, y in strides if n > 1)
-
-
-def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether the address ranges meet (the cells themselves may still lie apart)."""
-    (first_a, last_a), (first_b, last_b) = (
-        (t.data_ptr(), t.data_ptr() + sum((n - 1) * s for n, s in zip(t.shape, t.stride())) * t.element_size()) for t in (a, b))
-    return first_a <= last_b and first_b <= last_a
 
 
 @remembered

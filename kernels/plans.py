@@ -42,8 +42,7 @@ def planned(function):
 
 
 def _meets(tensor: torch.Tensor, outputs: list[torch.Tensor]) -> bool:
-    first, last = _checks.span(tensor)
-    return any(o is tensor for o in outputs) or any(a < last and first < b for a, b in map(_checks.span, outputs))
+    return any(o is tensor or _checks.meet(o, tensor) for o in outputs)
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
