@@ -1,9 +1,10 @@
 """Times of one call: on the host, on the GPU, and of a captured graph.
 
 host   perf_counter_ns around each call, in bursts; the GPU is waited for between bursts, never inside one.
-gpu    CUDA events around a graph that holds the call `copies` times, divided by that. The L2 cache is not flushed: calls
-       come one after another, as the steps of a decode loop do. What the kernel measured before asked the cache to keep is
-       let go.
+gpu    CUDA events around a graph that holds the call `copies` times, divided by that. The host enqueues all rounds while
+       the GPU is still busy with something else: a host that is slow for a moment is not counted. The L2 cache is not
+       flushed: calls come one after another, as the steps of a decode loop do. What the kernel measured before asked the
+       cache to keep is let go.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 BURST = 20
+HEAD_START = 5_000_000  # cycles, some 3 ms: what thirty rounds take to enqueue on a host five times slower than it should be
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,9 @@ def let_go_of_kept_lines() -> None:
 
 
 def _between_events(call, rounds: int) -> list[float]:
-    """Microseconds between an event before and one after each call."""
+    """Microseconds of GPU time between an event before and one after each call."""
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
+    torch.cuda._sleep(HEAD_START)
     for before, after in pairs:
         before.record()
         call()
