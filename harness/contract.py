@@ -124,7 +124,7 @@ def _python(value) -> str:
     return repr(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a declaration equals itself alone
 class Contract:
     """A transform: its name (upstream's), arguments, rules and oracle.
 

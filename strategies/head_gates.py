@@ -3,21 +3,21 @@
 from hypothesis import strategies as st
 
 from oracles.head_gates import KINDS, SOURCES, ApplyScales, FusedLogitsHeadGate, LogitsHeadGate, ProjectAndScale, UpdateRope
-from strategies.common import many, spare
+from strategies.common import choice, many, spare
 
-TOKENS = st.sampled_from((2, 3, 17, 5, 2, 16, 0, 3, 1, 8, 17, 15))
-HEADS = st.sampled_from((4, 1, 3, 8, 16, 4, 17, 64))
-HIDDEN = st.sampled_from((64, 1, 16, 33, 127, 128, 129, 256))
+TOKENS = choice(2, 3, 17, 5, 2, 16, 0, 3, 1, 8, 17, 15)
+HEADS = choice(4, 1, 3, 8, 16, 4, 17, 64)
+HIDDEN = choice(64, 1, 16, 33, 127, 128, 129, 256)
 WAYS = (*SOURCES, *("apart", "same") * 3, *("shifted",) * 2)  # more often: what callers have, and what varies most
-HEAD_DIMS = st.sampled_from((128, 64, 192))
+HEAD_DIMS = choice(128, 64, 192)
 
 
 @st.composite
 def _frame(draw, many_tokens: int = 18) -> dict:
     """Sizes, contents and spare capacity that all gates have; once in `many_tokens` more tokens than a tile."""
-    tokens = draw(st.sampled_from((33, 65))) if draw(many(many_tokens)) else draw(TOKENS)
-    heads = draw(HEADS) if tokens <= 17 else draw(st.sampled_from((3, 17)))
-    return dict(tokens=tokens, heads=heads, head_dim=draw(HEAD_DIMS), spare=draw(spare()), kind=draw(st.sampled_from(KINDS)),
+    tokens = draw(choice(33, 65)) if draw(many(many_tokens)) else draw(TOKENS)
+    heads = draw(HEADS) if tokens <= 17 else draw(choice(3, 17))
+    return dict(tokens=tokens, heads=heads, head_dim=draw(HEAD_DIMS), spare=draw(spare()), kind=draw(choice(*KINDS)),
                 content=draw(st.integers(0, 255)))
 
 
@@ -60,12 +60,12 @@ def fused_logits_head_gate() -> st.SearchStrategy[FusedLogitsHeadGate]:
 @st.composite
 def update_rope_guarded(draw) -> UpdateRope:
     """Every way in which source and destination share memory, or do not; now and then more than registers hold."""
-    tokens, heads = draw(st.sampled_from((2, 3, 4, 2, 3, 7, 2, 0, 1, 5))), draw(st.sampled_from((2, 1, 3, 4)))
-    rope_dim, tail = draw(st.sampled_from((4, 1, 2, 8, 64))), draw(st.sampled_from((2, 0, 1, 5, 64)))
+    tokens, heads = draw(choice(2, 3, 4, 2, 3, 7, 2, 0, 1, 5)), draw(choice(2, 1, 3, 4))
+    rope_dim, tail = draw(choice(4, 1, 2, 8, 64)), draw(choice(2, 0, 1, 5, 64))
     if draw(many(10)):
-        tokens, heads, rope_dim, tail = draw(st.sampled_from(((9, 4, 64, 64), (10, 8, 33, 7), (2, 3, 600, 100), (17, 1, 4, 3))))
+        tokens, heads, rope_dim, tail = draw(choice((9, 4, 64, 64), (10, 8, 33, 7), (2, 3, 600, 100), (17, 1, 4, 3)))
     head_dim = rope_dim + tail
     near = (1, -1, rope_dim - 1, rope_dim, -rope_dim, head_dim, -head_dim, heads * head_dim, -heads * head_dim)
-    return UpdateRope(tokens, heads, rope_dim, head_dim, source=draw(st.sampled_from(WAYS)),
-                      shift=draw(st.sampled_from(near)), gap=draw(st.sampled_from((0, 3))), spare=draw(spare()),
+    return UpdateRope(tokens, heads, rope_dim, head_dim, source=draw(choice(*WAYS)),
+                      shift=draw(choice(*near)), gap=draw(choice(0, 3)), spare=draw(spare()),
                       content=draw(st.integers(0, 255)))

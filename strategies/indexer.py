@@ -6,16 +6,17 @@ from hypothesis import strategies as st
 
 from oracles.indexer import (CpRoundRobinSplit, CpRoundRobinSplitQSeqs, CpRoundRobinSplitQSeqsCpu, CpRoundRobinSplitRows,
                              CpZigzagMetadata, CpZigzagSplit, IndexerKStartEnd, Req)
-from strategies.common import around, batch_floor, lengths, many, repeats, spare
+from strategies.common import around, batch_floor, choice, either, lengths, made_once, many, repeats, spare
 
 CP_SIZES = (2, 3, 4, 8, 1)
-EXTENDS = st.one_of(st.integers(0, 8), st.sampled_from((15, 16, 17, 31, 32, 33, 127, 128, 129, 300)), st.just(0))
-PREFIXES = st.one_of(st.just(0), st.integers(1, 20), lengths(*around(2048), most=5000), lengths(*around(131072), most=2**20))
-MOST_CUT = st.sampled_from((4, 4, 4, 4, 4, 1))  # requests of a zigzag; upstream had one until #23269
+EXTENDS = either(st.integers(0, 8), choice(15, 16, 17, 31, 32, 33, 127, 128, 129, 300), choice(0))
+PREFIXES = either(choice(0), st.integers(1, 20), lengths(*around(2048), most=5000), lengths(*around(131072), most=2**20))
+MOST_CUT = choice(4, 4, 4, 4, 4, 1)  # requests of a zigzag; upstream had one until #23269
 SPLIT_BLOCK = 1024
 REQUEST_BLOCK = 32  # batches longer than this cross a block of requests in our kernels
 
 
+@made_once
 def requests() -> st.SearchStrategy[Req]:
     """Prefixed, fresh (extend == seq) and idle (extend 0) requests."""
     return st.builds(lambda extend, prefix: Req(extend, extend + prefix), EXTENDS, PREFIXES)
@@ -24,8 +25,8 @@ def requests() -> st.SearchStrategy[Req]:
 @st.composite
 def ranks(draw) -> dict[str, int]:
     """A context-parallel size and one of its ranks, the last one as often as the first."""
-    size = draw(st.sampled_from(CP_SIZES))
-    return {"cp_size": size, "cp_rank": draw(st.one_of(st.integers(0, size - 1), st.just(size - 1)))}
+    size = draw(choice(*CP_SIZES))
+    return {"cp_size": size, "cp_rank": draw(either(st.integers(0, size - 1), choice(size - 1)))}
 
 
 def _batch(draw, element: st.SearchStrategy, most: int = 5) -> tuple:
@@ -66,34 +67,35 @@ def cp_round_robin_split_q_seqs_cpu(draw) -> CpRoundRobinSplitQSeqsCpu:
 
 
 def _token_counts() -> st.SearchStrategy[int]:
-    return st.one_of(st.integers(0, 9), st.integers(2, 40), st.sampled_from((15, 16, 17, 31, 32, 33, 63, 64, 65)))
+    return either(st.integers(0, 9), st.integers(2, 40), choice(15, 16, 17, 31, 32, 33, 63, 64, 65))
 
 
 @st.composite
 def cp_round_robin_split(draw) -> CpRoundRobinSplit:
     """Token counts that the ranks divide and that they do not, fewer tokens than ranks, none."""
-    tokens = draw(st.sampled_from((1024, 1025, 1537, 5000))) if draw(many(12)) else draw(_token_counts())
+    tokens = draw(choice(1024, 1025, 1537, 5000)) if draw(many(12)) else draw(_token_counts())
     return CpRoundRobinSplit(tokens, **draw(ranks()), spare=draw(spare()), content=draw(st.integers(0, 255)))
 
 
 @st.composite
 def cp_round_robin_split_rows(draw) -> CpRoundRobinSplitRows:
     """The same, with rows of a few values, and now and then of more than a block."""
-    columns = draw(st.sampled_from((511, 512, 513, 1100))) if draw(many(12)) else draw(st.integers(1, 17))
+    columns = draw(choice(511, 512, 513, 1100)) if draw(many(12)) else draw(st.integers(1, 17))
     tokens = draw(_token_counts()) if columns < 20 else draw(st.integers(0, 17))
     return CpRoundRobinSplitRows(tokens, **draw(ranks()), spare=draw(spare()), content=draw(st.integers(0, 255)),
                                  columns=columns)
 
 
+@made_once
 def _cuttable(cp_size: int) -> st.SearchStrategy[Req]:
     """Requests of lengths around multiples of the segments, and any others."""
     parts = 2 * cp_size
-    extend = st.one_of(st.sampled_from(around(parts, 2 * parts, 3 * parts)), EXTENDS, st.integers(parts, 5 * parts))
+    extend = either(choice(*around(parts, 2 * parts, 3 * parts)), EXTENDS, st.integers(parts, 5 * parts))
     return st.builds(lambda extend, prefix: Req(extend, extend + prefix), extend, PREFIXES)
 
 
 def _paddings() -> st.SearchStrategy[int]:
-    return st.sampled_from((0, 0, 1, 5))
+    return choice(0, 0, 1, 5)
 
 
 @st.composite

@@ -1,6 +1,5 @@
 """Memory layouts: how each tensor of a case lies in memory, drawn in one go and shrinking to the default."""
 
-import functools
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -8,6 +7,7 @@ from hypothesis import strategies as st
 from harness.contract import Case, Contract, Role, base_name, tensors_of
 from harness.differential import Example
 from harness.layout import Layout, Place
+from strategies.common import choice, either, made_once
 
 
 def places(contract: Contract, name: str) -> st.SearchStrategy[Place]:
@@ -16,37 +16,38 @@ def places(contract: Contract, name: str) -> st.SearchStrategy[Place]:
     return _places(arg.layouts, arg.dtypes)
 
 
-# Hypothesis spends more time on making and validating a strategy than on drawing from it; what is drawn often is made once.
-@functools.cache
+@made_once
 def _places(kinds: tuple[str, ...], dtypes: tuple[str, ...]) -> st.SearchStrategy[Place]:
-    return st.builds(Place, kind=st.sampled_from(kinds), dtype=st.sampled_from((None, *dtypes[1:])),
-                     guard=st.sampled_from(("right", "left")))
+    return st.builds(Place, kind=choice(*kinds), dtype=choice(None, *dtypes[1:]), guard=choice("right", "left"))
 
 
-@functools.cache
+@made_once
 def _few(names: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
-    few = st.lists(st.sampled_from(names), max_size=6, unique=True)
+    few = st.lists(choice(*names), max_size=6, unique=True)
     if len(names) <= 12:
         return few
     # Of many tensors a few at a time leave some layout of some tensor out of a gate's worth of examples.
-    return st.one_of(few, st.lists(st.sampled_from(names), min_size=len(names) // 4, max_size=len(names), unique=True))
+    return either(few, st.lists(choice(*names), min_size=len(names) // 4, max_size=len(names), unique=True))
 
 
-@st.composite
-def layouts(draw, case: Case) -> Layout:
+def layouts(case: Case) -> st.SearchStrategy[Layout]:
     """A few tensors out of the ordinary, all index inputs int32 or int64, memory shared where the contract allows it."""
-    contract = case.contract
-    names = sorted(tensors_of(case.arguments()))
+    return _layouts(case.contract, tuple(sorted(tensors_of(case.arguments()))))
+
+
+@made_once
+@st.composite
+def _layouts(draw, contract: Contract, names: tuple[str, ...]) -> Layout:
     if not names:
         return Layout()
     chosen = {}
     if draw(st.booleans()):
         chosen = {n: Place(dtype=contract.arg(n).dtypes[1]) for n in names if len(contract.arg(n).dtypes) > 1}
-    rare = draw(st.sampled_from((None,) * 8 + ("expanded", "far")))
+    rare = draw(choice(*(None,) * 8, "expanded", "far"))
     for name in names if rare else ():
         if rare in contract.arg(name).layouts:
             chosen[name] = replace(chosen.get(name, Place()), kind=rare)
-    for name in draw(_few(tuple(names))):
+    for name in draw(_few(names)):
         chosen[name] = draw(places(contract, name))
     for name in names:
         leader = chosen.get(contract.arg(name).dtype_of)
@@ -56,11 +57,12 @@ def layouts(draw, case: Case) -> Layout:
     for pair in aliases:
         for name in pair:
             chosen.pop(name, None)
-    order = draw(st.sampled_from((0, 1, 2, 3, 17)))
+    order = draw(choice(0, 1, 2, 3, 17))
     return Layout(chosen, aliases, order)
 
 
-def _aliases(contract: Contract, names: list[str]) -> st.SearchStrategy[tuple]:
+@made_once
+def _aliases(contract: Contract, names: tuple[str, ...]) -> st.SearchStrategy[tuple]:
     """Outputs that may lie on the memory of an input, or of the first backend's output."""
     pairs = []
     for name in names:
@@ -69,7 +71,7 @@ def _aliases(contract: Contract, names: list[str]) -> st.SearchStrategy[tuple]:
             if arg.role is Role.OUT and other != name and base_name(other) in arg.may_alias:
                 if contract.arg(other).role is Role.IN or other.endswith("[0]") and not name.endswith("[0]"):
                     pairs.append(((name, other),))
-    return st.sampled_from([(), (), (), *pairs]) if pairs else st.just(())
+    return choice((), (), (), *pairs) if pairs else choice(())
 
 
 @st.composite

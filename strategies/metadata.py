@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from oracles.metadata import Decode, DraftExtend, ExtendReq, Req, TargetVerify
-from strategies.common import any_slot, around, batch_floor, lengths, many, rounded, spare, up
+from strategies.common import SLOT, any_slot, around, batch_floor, choice, either, lengths, many, rounded, spare, up
 
 PAGE_SIZES = (1, 64, 2, 16, 32, 128)
 FAR_WIDTH = 2**20
@@ -18,20 +18,20 @@ MANY_REQUESTS, MANY_COLUMNS = 33, 32 * 1024  # more than one pass of our kernel'
 @st.composite
 def _frame(draw) -> dict:
     """Everything but the requests: page size, top-k, backends, table sizes, capacities."""
-    page_size = draw(st.sampled_from(PAGE_SIZES))
-    wide = page_size == 1 or draw(st.sampled_from((True, True, False)))
-    slots, table_extra = draw(st.sampled_from(TABLES))
+    page_size = draw(choice(*PAGE_SIZES))
+    wide = page_size == 1 or draw(choice(True, True, False))
+    slots, table_extra = draw(choice(*TABLES))
     return dict(
         slots=slots,
         table_extra=table_extra,
         page_size=page_size,
         wide=wide,
-        index_topk=draw(st.sampled_from((2048, 64, 4, 1))),
-        backends=draw(st.sampled_from((1, 1, 1, 2, 2, 3, 4))),
-        max_extra=draw(st.sampled_from((0, 1, 63, 200))),
+        index_topk=draw(choice(2048, 64, 4, 1)),
+        backends=draw(choice(1, 1, 1, 2, 2, 3, 4)),
+        max_extra=draw(choice(0, 1, 63, 200)),
         spare=draw(spare()),
         aligned=draw(st.booleans()),
-        shared=draw(st.sampled_from((False, False, True))),
+        shared=draw(choice(False, False, True)),
         content=draw(st.integers(0, 255)),
     )
 
@@ -46,13 +46,13 @@ def _request(slots: st.SearchStrategy, lengths: st.SearchStrategy) -> st.SearchS
     return st.builds(Req, slot=slots, seq_len=lengths)
 
 
-_ONE = st.just(1)
-_PADDED = st.sampled_from((0, 0, 2))
+_ONE = choice(1)
+_PADDED = choice(0, 0, 2)
 
 
 def _batch(draw, frame: dict, request: st.SearchStrategy, padding: st.SearchStrategy, most: int) -> tuple:
     """Real requests own distinct slots; padded ones stand behind them on any slot, also another's."""
-    real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=most, unique_by=lambda r: r.slot))
+    real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=most, unique_by=SLOT))
     batch = (*real, *draw(st.lists(padding, max_size=draw(_PADDED))))
     if draw(many(10)) and batch:
         frame.update(repeat=-(-(REQUEST_BLOCK + 1) // len(batch)), backends=1, max_extra=min(frame["max_extra"], 1))
@@ -94,7 +94,7 @@ def target_verify_metadata(draw, max_requests: int = 3) -> TargetVerify:
     frame = draw(_frame())
     request, padding = _request(any_slot(frame["slots"]), _lengths(frame)), _request(any_slot(frame["slots"]), _ONE)
     batch = _batch(draw, frame, request, padding, max_requests)
-    width = draw(st.sampled_from((1, 2, 3, 4, 2, 3, 5, 8)))
+    width = draw(choice(1, 2, 3, 4, 2, 3, 5, 8))
     return _rounded(draw, TargetVerify(batch, draft_tokens=width, ctx_lens=draw(st.booleans()), **frame))
 
 
@@ -104,16 +104,16 @@ def draft_extend_metadata(draw, max_requests: int = 4) -> DraftExtend:
     frame = draw(_frame())
     width = draw(st.integers(1, 8))
     static = draw(st.booleans())
-    extend = st.just(width) if static else st.integers(0, width)
+    extend = choice(width) if static else st.integers(0, width)
 
     def real(slot: int, new: int, prefix: int) -> ExtendReq:
         return ExtendReq(slot, prefix + new, new)
 
     request = st.builds(real, any_slot(frame["slots"]), extend, _lengths(frame))
-    padding = st.builds(ExtendReq, slot=any_slot(frame["slots"]), seq_len=st.just(1), extend_len=st.just(width))
+    padding = st.builds(ExtendReq, slot=any_slot(frame["slots"]), seq_len=choice(1), extend_len=choice(width))
     batch = _batch(draw, frame, request, padding, max_requests)
     static = static and len({r.extend_len for r in batch}) < 2  # long batches are of shortened requests
-    return _rounded(draw, DraftExtend(batch, static=static, extend_extra=draw(st.sampled_from((0, 1))), **frame))
+    return _rounded(draw, DraftExtend(batch, static=static, extend_extra=draw(choice(0, 1)), **frame))
 
 
 # -- replays on the buffers of a captured case --------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def draft_extend_metadata(draw, max_requests: int = 4) -> DraftExtend:
 def _replayed(draw, captured, request: st.SearchStrategy, padding: st.SearchStrategy):
     """As many requests as captured: some new, the rest padded; table widths as captured."""
     count = len(captured.batch)
-    real = draw(st.lists(request, max_size=count, unique_by=lambda r: r.slot))
+    real = draw(st.lists(request, max_size=count, unique_by=SLOT))
     batch = (*real, *draw(st.lists(padding, min_size=count - len(real), max_size=count - len(real))))
     case = replace(captured, requests=batch, repeat=1, max_extra=0, content=draw(st.integers(0, 255)))
     return replace(case, max_extra=captured.max_len() - case.max_len())
@@ -137,7 +137,7 @@ def decode_metadata_replay(captured: Decode) -> st.SearchStrategy[Decode]:
     """Another decode batch on the same buffers."""
     most = captured.max_len()
     request = st.builds(Req, slot=_slot_of(captured), seq_len=lengths(most=most))
-    padding = st.builds(Req, slot=_slot_of(captured), seq_len=st.just(min(1, most)))
+    padding = st.builds(Req, slot=_slot_of(captured), seq_len=choice(min(1, most)))
     return _replayed(captured, request, padding)
 
 
@@ -145,7 +145,7 @@ def target_verify_metadata_replay(captured: TargetVerify) -> st.SearchStrategy[T
     """Another verify batch on the same buffers; the draft width is captured."""
     most = captured.max_len() - captured.draft_tokens
     request = st.builds(Req, slot=_slot_of(captured), seq_len=lengths(most=most))
-    padding = st.builds(Req, slot=_slot_of(captured), seq_len=st.just(min(1, most)))
+    padding = st.builds(Req, slot=_slot_of(captured), seq_len=choice(min(1, most)))
     return _replayed(captured, request, padding)
 
 
@@ -156,7 +156,7 @@ def draft_extend_metadata_replay(draw, captured: DraftExtend) -> DraftExtend:
     requests = []
     for r in captured.batch:
         extend = r.extend_len if captured.static else draw(st.integers(0, r.extend_len))
-        requests.append(ExtendReq(draw(_slot_of(captured)), draw(st.one_of(st.just(min(1, most)), lengths(most=most))), extend))
+        requests.append(ExtendReq(draw(_slot_of(captured)), draw(either(choice(min(1, most)), lengths(most=most))), extend))
     case = replace(captured, requests=tuple(requests), repeat=1, max_extra=0, extend_extra=0, row_spare=0,
                    content=draw(st.integers(0, 255)))
     return replace(case, max_extra=most - case.max_len(), row_spare=captured.row_spare + captured.rows() - case.rows(),
@@ -170,11 +170,11 @@ def draft_extend_metadata_replay(draw, captured: DraftExtend) -> DraftExtend:
 def serving(draw) -> tuple[Decode | TargetVerify | DraftExtend, ...]:
     """Steps of a server on the buffers of one bucket: it grows, shrinks, idles (every request padded) and switches between
     decode, verify and draft extend, as a speculative decoder does from step to step."""
-    bucket, width = draw(st.integers(1, 4)), draw(st.sampled_from((1, 2, 3, 4)))
+    bucket, width = draw(st.integers(1, 4)), draw(choice(1, 2, 3, 4))
     most = width + draw(lengths(least=1, most=300))
     frame = {**draw(_frame()), "slots": 6, "table_extra": 3}
     lens_2d = draw(st.booleans())
-    kinds = draw(st.lists(st.sampled_from(("decode", "verify", "extend", "ragged", "idle")), min_size=2, max_size=5))
+    kinds = draw(st.lists(choice("decode", "verify", "extend", "ragged", "idle"), min_size=2, max_size=5))
     return tuple(_served(draw, kind, bucket, width, most, {**frame, "content": draw(st.integers(0, 255))}, lens_2d)
                  for kind in kinds)
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from oracles.page_table import (KINDS, MODES, CuSeqlensQ, ExtendReq, GatherPageTable, MaxSeqLenQ, PageTable1Flattened,
                                 PrefixReq, RealPageTable, Req, TopkIndicesOffset)
-from strategies.common import any_slot, around, batch_floor, crowd, lengths, many, repeats, rounded, spare, up
+from strategies.common import (
+    SLOT, any_slot, around, batch_floor, choice, crowd, either, lengths, many, repeats, rounded, spare, up)
 
 PAGE_SIZES = (64, 1, 2, 16, 32, 128, 3)
 WIDTHS = (1, 2, 3, 4, 5, 8)
@@ -26,20 +27,20 @@ def gather_page_table(draw, max_requests: int = 4) -> GatherPageTable:
 
     Real requests own distinct slots; padded ones (length 1) stand behind them on any slot, also another's.
     """
-    slots, table_extra = draw(st.sampled_from(TABLES))
-    rows, selected = st.integers(0, 5), st.sampled_from((True, True, False))
+    slots, table_extra = draw(choice(*TABLES))
+    rows, selected = st.integers(0, 5), choice(True, True, False)
     request = st.builds(Req, slot=any_slot(slots), seq_len=_lengths(), rows=rows, selected=selected)
-    padding = st.builds(Req, slot=any_slot(slots), seq_len=st.just(1), rows=rows, selected=selected)
-    real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=max_requests, unique_by=lambda r: r.slot))
-    batch = (*real, *draw(st.lists(padding, max_size=draw(st.sampled_from((0, 0, 2))))))
-    mode = draw(st.sampled_from(("widths", "ragged", "selection", "widths", "both")))
-    if mode == "selection" and draw(st.sampled_from((False,) * 5 + (True,))):
+    padding = st.builds(Req, slot=any_slot(slots), seq_len=choice(1), rows=rows, selected=selected)
+    real = draw(st.lists(request, min_size=draw(batch_floor()), max_size=max_requests, unique_by=SLOT))
+    batch = (*real, *draw(st.lists(padding, max_size=draw(choice(0, 0, 2)))))
+    mode = draw(choice("widths", "ragged", "selection", "widths", "both"))
+    if mode == "selection" and draw(choice(*(False,) * 5, True)):
         batch = tuple(replace(r, selected=False) for r in batch)
     case = GatherPageTable(
         batch, ragged=mode in ("ragged", "both"), selection=mode in ("selection", "both"),
-        draft_tokens=draw(st.sampled_from(WIDTHS)) if mode != "selection" else 1,
-        max_extra=draw(st.sampled_from((0, 1, 63, 200))), table_extra=table_extra, spare=draw(spare()),
-        row_spare=draw(st.sampled_from((0, 0, 2))), slots=slots, shared=draw(st.sampled_from((False, False, True))),
+        draft_tokens=draw(choice(*WIDTHS)) if mode != "selection" else 1,
+        max_extra=draw(choice(0, 1, 63, 200)), table_extra=table_extra, spare=draw(spare()),
+        row_spare=draw(choice(0, 0, 2)), slots=slots, shared=draw(choice(False, False, True)),
         content=draw(st.integers(0, 255)))
     if batch and draw(many(12)):
         short = tuple(replace(r, seq_len=r.seq_len % 33, rows=min(r.rows, 2)) for r in batch)
@@ -62,26 +63,26 @@ def gather_page_table_replay(draw, captured: GatherPageTable) -> GatherPageTable
     most = captured.max_len()
     requests = []
     for r in captured.batch:
-        length = draw(st.one_of(st.just(min(1, most)), lengths(most=most)))
+        length = draw(either(choice(min(1, most)), lengths(most=most)))
         requests.append(Req(draw(any_slot(captured.slots)), length, draw(st.integers(0, r.rows)), r.selected))
     case = replace(captured, requests=tuple(requests), times=1, max_extra=0, content=draw(st.integers(0, 255)))
     return replace(case, max_extra=most - case.max_len(), row_spare=captured.row_spare + captured.rows() - case.rows())
 
 
 def _kinds() -> st.SearchStrategy[str]:
-    return st.sampled_from(KINDS)
+    return choice(*KINDS)
 
 
 @st.composite
 def real_page_table(draw, max_rows: int = 5) -> RealPageTable:
     """Whole and cut last pages; aligned and scattered slots, holes, and any int32."""
-    page_size = draw(st.sampled_from(PAGE_SIZES))
+    page_size = draw(choice(*PAGE_SIZES))
     columns = draw(lengths(*around(page_size, 2 * page_size), most=300))
     rows = tuple(draw(st.lists(_kinds(), min_size=draw(batch_floor()), max_size=max_rows)))
     if draw(many(15)):
-        page_size = draw(st.sampled_from((1, 2, 3)))
-        pages = draw(st.sampled_from((COLUMN_BLOCK, COLUMN_BLOCK, MANY_COLUMNS)))
-        columns = pages * page_size + draw(st.sampled_from((1, 1, 0)))
+        page_size = draw(choice(1, 2, 3))
+        pages = draw(choice(COLUMN_BLOCK, COLUMN_BLOCK, MANY_COLUMNS))
+        columns = pages * page_size + draw(choice(1, 1, 0))
     elif columns < 64:
         rows = crowd(draw, rows)
     return RealPageTable(rows, columns, page_size, draw(spare()), draw(spare()), draw(st.integers(0, 255)))
@@ -105,19 +106,19 @@ def page_table_1_flattened(draw, max_requests: int = 5) -> PageTable1Flattened:
     if batch and times == 1 and draw(many(20)):
         batch = (MANY_COLUMNS + batch[0], *batch[1:])
     return PageTable1Flattened(
-        batch, times, draw(st.sampled_from((0, 1, 63, 200))), draw(st.sampled_from((0, 0, 5))), draw(spare()),
-        draw(st.sampled_from((False, False, True))), draw(st.integers(0, 255)))
+        batch, times, draw(choice(0, 1, 63, 200)), draw(choice(0, 0, 5)), draw(spare()),
+        draw(choice(False, False, True)), draw(st.integers(0, 255)))
 
 
-EXTENDS = st.one_of(st.integers(0, 8), st.sampled_from((15, 16, 17, 127, 128, 129, 130, 300)))
-PREFIXES = st.one_of(st.just(0), lengths(most=300), lengths(*around(131072), most=2**20))
+EXTENDS = either(st.integers(0, 8), choice(15, 16, 17, 127, 128, 129, 130, 300))
+PREFIXES = either(choice(0), lengths(most=300), lengths(*around(131072), most=2**20))
+EXTEND_REQUESTS = st.builds(lambda extend, prefix: ExtendReq(extend, extend + prefix), EXTENDS, PREFIXES)
 
 
 @st.composite
 def topk_indices_offset(draw, max_requests: int = 5) -> TopkIndicesOffset:
     """Prefixed, fresh (extend == seq) and idle (extend 0) requests."""
-    request = st.builds(lambda extend, prefix: ExtendReq(extend, extend + prefix), EXTENDS, PREFIXES)
-    batch = tuple(draw(st.lists(request, min_size=draw(batch_floor()), max_size=max_requests)))
+    batch = tuple(draw(st.lists(EXTEND_REQUESTS, min_size=draw(batch_floor()), max_size=max_requests)))
     times = draw(repeats(REQUEST_BLOCK + 1))
     if times > 1:
         batch = tuple(ExtendReq(r.extend_len % 4, r.seq_len) for r in batch[:1])
@@ -127,18 +128,18 @@ def topk_indices_offset(draw, max_requests: int = 5) -> TopkIndicesOffset:
 @st.composite
 def cu_seqlens_q(draw, max_requests: int = 6) -> CuSeqlensQ:
     """Every mode; lengths that the mode does not need are missing or leftovers. Row counts past a block of 1,024."""
-    mode = draw(st.sampled_from(MODES))
+    mode = draw(choice(*MODES))
     extends, times = tuple(draw(st.lists(EXTENDS, min_size=draw(batch_floor()), max_size=max_requests))), 1
     if draw(many(15)):
-        extends, times = tuple(n % 5 for n in extends[: draw(st.sampled_from((1, 2)))]), COLUMN_BLOCK + 1
-    return CuSeqlensQ(mode, extends, times, draw(st.sampled_from(WIDTHS)), draw(st.booleans()), draw(spare()))
+        extends, times = tuple(n % 5 for n in extends[: draw(choice(1, 2))]), COLUMN_BLOCK + 1
+    return CuSeqlensQ(mode, extends, times, draw(choice(*WIDTHS)), draw(st.booleans()), draw(spare()))
 
 
 @st.composite
 def max_seq_len_q(draw) -> MaxSeqLenQ:
     """Every mode, with and without prefixes and context parallelism; ranks that own nothing."""
-    mode, prefixed, round_robin = draw(st.tuples(st.sampled_from(("extend", *MODES)), st.booleans(), st.booleans()))
-    request = st.builds(PrefixReq, EXTENDS, lengths(most=300) if prefixed else st.just(0))
+    mode, prefixed, round_robin = draw(st.tuples(choice("extend", *MODES), st.booleans(), st.booleans()))
+    request = st.builds(PrefixReq, EXTENDS, lengths(most=300) if prefixed else choice(0))
     batch = tuple(draw(st.lists(request, min_size=draw(batch_floor()), max_size=5)))
-    batch = () if draw(st.sampled_from((False,) * 9 + (True,))) else batch
-    return MaxSeqLenQ(mode, batch, round_robin, draw(st.sampled_from((0, 0, 7))))
+    batch = () if draw(choice(*(False,) * 9, True)) else batch
+    return MaxSeqLenQ(mode, batch, round_robin, draw(choice(0, 0, 7)))

@@ -3,25 +3,26 @@
 from hypothesis import strategies as st
 
 from oracles.seqlens import CalPaddedTokens, CuSeqlens, NsaCacheSeqlens, Req, SeqlensExpand
-from strategies.common import around, batch_floor, lengths, repeats, spare
+from strategies.common import around, batch_floor, choice, either, lengths, made_once, repeats, spare
 
-EXTENDS = st.one_of(st.integers(0, 8), st.sampled_from((15, 16, 17, 127, 128, 129, 130, 300)))
-SEQ = st.one_of(lengths(most=300), lengths(*around(131072, 2**20), most=2**20), st.sampled_from(around(65536, 131072)))
+EXTENDS = either(st.integers(0, 8), choice(15, 16, 17, 127, 128, 129, 130, 300))
+SEQ = either(lengths(most=300), lengths(*around(131072, 2**20), most=2**20), choice(*around(65536, 131072)))
 
 
+@made_once
 def requests() -> st.SearchStrategy[Req]:
     """Prefixed (extend < seq), fresh (extend == seq), idle (extend 0), and padded requests (seq 1, extend = width)."""
     prefixed = st.builds(lambda extend, prefix: Req(extend, prefix + extend), EXTENDS, SEQ)
     fresh = EXTENDS.map(lambda n: Req(n, n))
     padded = st.integers(1, 8).map(lambda width: Req(width, 1))
-    return st.one_of(prefixed, prefixed, fresh, padded)
+    return either(prefixed, prefixed, fresh, padded)
 
 
 @st.composite
 def seqlens_expand(draw, max_requests: int = 5) -> SeqlensExpand:
     """Ragged batches, empty ones, and batches longer than a block of requests."""
     batch = draw(st.lists(requests(), min_size=draw(batch_floor()), max_size=max_requests))
-    return SeqlensExpand(tuple(batch), repeat=draw(repeats(65)), extra=draw(st.sampled_from((0, 1, 5))), spare=draw(spare()))
+    return SeqlensExpand(tuple(batch), repeat=draw(repeats(65)), extra=draw(choice(0, 1, 5)), spare=draw(spare()))
 
 
 def _bounded(draw, element: st.SearchStrategy[int], most: int) -> tuple[int, ...]:
@@ -39,16 +40,16 @@ def cu_seqlens(draw, max_requests: int = 8) -> CuSeqlens:
 @st.composite
 def nsa_cache_seqlens(draw, max_requests: int = 8) -> NsaCacheSeqlens:
     """Lengths around the top-k; no padding, padding, and fewer padded rows than rows."""
-    topk = draw(st.sampled_from((2048, 64, 1, 0)))
+    topk = draw(choice(2048, 64, 1, 0))
     values = _bounded(draw, lengths(*around(topk), most=2**20), max_requests)
-    return NsaCacheSeqlens(values, draw(repeats(342)), topk, draw(st.sampled_from((0, 1, 4, 9, 1030))), draw(spare()))
+    return NsaCacheSeqlens(values, draw(repeats(342)), topk, draw(choice(0, 1, 4, 9, 1030)), draw(spare()))
 
 
 @st.composite
 def cal_padded_tokens(draw) -> CalPaddedTokens:
     """1 to 8 data-parallel ranks, idle ones among them; every combination of parallel sizes."""
-    tokens = tuple(draw(st.lists(lengths(most=300), min_size=draw(st.sampled_from((1, 2, 2, 2))), max_size=8)))
+    tokens = tuple(draw(st.lists(lengths(most=300), min_size=draw(choice(1, 2, 2, 2)), max_size=8)))
     return CalPaddedTokens(
-        tokens, draw(st.integers(0, len(tokens) - 1)), draw(st.sampled_from((1, 2, 3, 4, 8))),
-        draw(st.sampled_from((1, 2, 3, 4, 8))), draw(st.booleans()), draw(st.booleans()),
+        tokens, draw(st.integers(0, len(tokens) - 1)), draw(choice(1, 2, 3, 4, 8)),
+        draw(choice(1, 2, 3, 4, 8)), draw(st.booleans()), draw(st.booleans()),
     )
