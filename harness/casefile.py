@@ -144,6 +144,9 @@ def read(path: Path) -> Saved:
 
 
 def _decode(path, content: dict) -> Saved:
+    for key, kind in (("subject", str), ("outside", str), ("variant", dict), ("finding", dict), ("versions", dict)):
+        if not isinstance(content[key], kind):
+            raise CaseFileError(f"{path}: {key!r} is {content[key]!r}, and must be a {kind.__name__}")
     steps = tuple(_build(path, step["case"], _contract(path, step["contract"]).case) for step in content["steps"])
     if not steps:
         raise CaseFileError(f"{path}: incomplete or malformed (it has no steps)")

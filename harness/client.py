@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import messages, registry
+from harness.worker.subject import BUILT_IN
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 180.0
@@ -57,9 +58,11 @@ def known_variants(subject: str, contracts, described: dict) -> dict:
 
 
 def subject_name(spec: str) -> str:
-    """A subject as case files name it: a file inside this checkout relative to its root, so that its cases replay in any
-    other checkout; another file by its full path; anything else as it is."""
-    if not spec.endswith(".py"):
+    """A subject as case files name it: a file or folder inside this checkout relative to its root, so that its cases replay
+    in any other checkout; another one by its full path; anything else as it is. A name that could be that of a module is
+    one, unless its folder is no package."""
+    folder = spec not in BUILT_IN and Path(spec).is_dir() and ("/" in spec or not Path(spec, "__init__.py").exists())
+    if not spec.endswith(".py") and not folder:
         return spec
     path = Path(spec).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -48,6 +48,7 @@ class Arg:
     cells: str = ""
     sets_size: bool = False  # its own length is the size that `shape` names
     dtype_of: str | None = None  # the argument whose dtype this one has, of the same `dtypes`
+    pitch: int = 1  # rows begin at multiples of so many cells, as kernels need that read 16 bytes at once
 
     def least_shape(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(sum(int(t) if t.strip().isdigit() else dims[t.strip()] for t in s.split("+")) for s in self.shape)

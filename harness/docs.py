@@ -73,6 +73,7 @@ def _shape(arg: Arg) -> str:
 
 def _says(arg: Arg) -> str:
     more = [arg.doc]
+    more += [f"rows begin at multiples of {arg.pitch} cells"] if arg.pitch > 1 else []
     more += ["one per backend"] if arg.per_backend else []
     more += [f"of the dtype of `{arg.dtype_of}`"] if arg.dtype_of else []
     more += [f"may be None: {arg.optional}"] if arg.optional else []

@@ -104,27 +104,35 @@ def outside(session, subject: str, transform: str, strategy, record_property) ->
         record_property("finding", results.of(subject, transform, rules, report).dump())
 
 
-def fixed(session, subject: str, example: Example, record_property=None) -> None:
-    """One given example; a subject that does not provide its transform, or declines it, has nothing to show. Outside the
-    contract it is informative, as in `outside`."""
-    name = example.contract.name
-    worker = session.worker(subject)
-    if not worker.describe[name]["provided"]:
-        return
-    if worker.describe[name]["selective"] and any(
-            worker.supports(example.contract.family, casefile.encode_calls(example))):
-        return
-    rules = session.rules(subject, name)
+def fixed(session, subject: str, example: Example) -> None:
+    """One given example inside its contract."""
+    rules = session.rules(subject, example.contract.name)
+    _fail(subject, example.contract.name, rules, _found_on(session, subject, example, rules), shrunk=False)
+
+
+def kept(session, subject: str, example: Example, record_property) -> None:
+    """One example of the corpus; outside its contract it is informative, as in `outside`."""
+    if not example.outside or subject == "kernels":
+        return fixed(session, subject, example)
+    rules = session.rules(subject, example.contract.name)
+    for report in _found_on(session, subject, example, rules):
+        record_property("finding", results.of(subject, example.contract.name, rules, report, shrunk=False).dump())
+    return None
+
+
+def _found_on(session, subject: str, example: Example, rules: Mapping[str, str]) -> list[Report]:
+    """A subject that does not provide the transform, or declines the example, has nothing to show."""
+    worker, contract = session.worker(subject), example.contract
+    if not worker.describe[contract.name]["provided"]:
+        return []
+    if worker.describe[contract.name]["selective"] and any(worker.supports(contract.family, casefile.encode_calls(example))):
+        return []
     worker.limits.hung = False
     reports = []
     for found in replay(example, worker, rules):
         content = casefile.document(example, rules, subject, worker.versions, found)
         reports.append(Report(found, example, casefile.write(case_path(ROOT / "failures", content), content)))
-    if example.outside and subject != "kernels":
-        for report in reports:
-            record_property("finding", results.of(subject, name, rules, report, shrunk=False).dump())
-        return
-    _fail(subject, name, rules, reports, shrunk=False)
+    return reports
 
 
 def refusals(session, subject: str, case: Case) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness import floats, hashing
-from harness.contract import Contract, Role, tensors_of
+from harness.contract import Arg, Contract, Role, tensors_of
 from harness.tensors import Input, Region
 
 PAGE = 4096
@@ -205,12 +205,13 @@ class _Builder:
         if alias_of is not None:
             self._share(name, tensor, alias_of)
         else:
-            self._allocate(name, tensor, spot, spot.dtype or arg.dtypes[0])
+            self._allocate(name, tensor, spot, arg)
             self._fill(name, tensor)
         self._grant(name, tensor, arg.role)
 
-    def _allocate(self, name, tensor, spot: Place, dtype_name: str) -> None:
-        strides, storage_offset = strides_of(spot.kind, tensor)
+    def _allocate(self, name, tensor, spot: Place, arg: Arg) -> None:
+        dtype_name = spot.dtype or arg.dtypes[0]
+        strides, storage_offset = strides_of(spot.kind, tensor, arg.pitch)
         dtype = floats.storage(dtype_name)
         cells = math.prod(tensor.shape)
         reach = sum((n - 1) * s for n, s in zip(tensor.shape, strides)) + 1 if cells else 0
@@ -319,8 +320,8 @@ class _Builder:
                 self.access.append((view.block, view.byte_of(lo), hi - lo, step, flags))
 
 
-def strides_of(kind: str, tensor) -> tuple[tuple[int, ...], int]:
-    """Strides and storage offset, in elements, of a layout kind for a tensor's shape."""
+def strides_of(kind: str, tensor, multiple: int = 1) -> tuple[tuple[int, ...], int]:
+    """Strides and storage offset, in elements, of a layout kind for a tensor's shape. The row pitch is a `multiple`."""
     shape = tensor.shape
     storage_offset = 3 if kind == "offset" else 0
     step = 2 if kind == "strided" else 1
@@ -334,7 +335,7 @@ def strides_of(kind: str, tensor) -> tuple[tuple[int, ...], int]:
         pitch += 5
     elif kind == "far" and shape[0] > 1:
         pitch = max(pitch, FAR_ELEMENTS // (shape[0] - 1) + 7)
-    return (pitch, *inner), storage_offset
+    return (-(-pitch // multiple) * multiple, *inner), storage_offset
 
 
 def _constant(tensor) -> bool:

@@ -17,6 +17,7 @@ from harness.differential import HARM_ONLY, Example, Step, expect, plan, run_ste
 from harness.findings import CheckOptions, Found
 from harness.layout import INIT, Observed, Placed, WRITE
 from harness.states import State
+from harness.worker.subject import BUILT_IN
 
 BODY = ROOT / "harness" / "worker" / "standalone.py"
 ANY_DEVICE = 'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"'
@@ -212,13 +213,11 @@ def _literal(value) -> str:
 def _subject(worker, contract) -> dict:
     """Where the script finds the kernel."""
     spec, paths = worker.options.subject, [str(Path(p).resolve()) for p in worker.options.paths]
-    spec = "kernels/plans.py" if spec == "plans" else spec
-    if spec.endswith(".py"):
-        path = Path(spec)
-        return {"file": str((path if path.is_absolute() else ROOT / path).resolve()), "function": contract.name, "paths": paths}
-    folder = {"kernels": ROOT / "kernels", "eager": ROOT / "kernels" / "eager", "sglang": ROOT / "kernels" / "sglang"}.get(spec)
-    if folder:
-        return {"folder": str(folder), "module": contract.family, "function": contract.name, "paths": paths}
+    path = (ROOT / "kernels" / BUILT_IN[spec] if spec in BUILT_IN else ROOT / spec).resolve()
+    if path.suffix == ".py":
+        return {"file": str(path), "function": contract.name, "paths": paths}
+    if path.is_dir():
+        return {"folder": str(path), "module": contract.family, "function": contract.name, "paths": paths}
     return {"module": spec, "function": contract.name, "paths": paths}
 
 

@@ -951,7 +951,7 @@ TOPK_TRANSFORM_V2 = Contract(
     case=TopkTransformV2,
     oracle=topk_transform_v2,
     args=(
-        _SCORE[0],
+        replace(_SCORE[0], pitch=4),
         Arg("lengths", Role.IN, ("rows",), INT32, "keys per row", ANY_STRIDES, sets_size=True, cells="live"),
         Arg("real_page_table", Role.IN, ("rows", "0"), INT32, "page of every page position of each row", TABLE_ROWS,
             cells="live, slack"),

@@ -259,6 +259,26 @@ def pages_of_the_row_before(*, score, lengths, real_page_table, page_indices, to
     _select(score, lengths, None, page_indices, topk, name=name)
 
 
+def _whole_vectors(score):
+    if score.numel() and score.stride(0) % 4:
+        raise ValueError(f"score.stride(0) is {score.stride(0)}, and must be a multiple of 4")
+
+
+def sixteen_bytes_at_once(*, score, lengths, real_page_table, page_indices, topk, page_size):
+    """Refuses rows that its vector loads could not read."""
+    def name(b, keys):
+        return real_page_table[b, keys // page_size] * page_size + keys % page_size
+
+    _whole_vectors(score)
+    _select(score, lengths, None, page_indices, topk, name=name)
+
+
+def sixteen_bytes_at_once_from_any_row(*, score, lengths, row_starts, indices, topk):
+    """The same for a score that promises no such pitch."""
+    _whole_vectors(score)
+    honest_topk(score=score, lengths=lengths, row_starts=row_starts, indices=indices, topk=topk)
+
+
 _counted: dict[int, int] = {}
 
 

@@ -87,6 +87,8 @@ def test_only_the_familys_case_types_are_built(tmp_path, content):
     ({"layout": {}}, "incomplete"),
     ({"steps": []}, "malformed (it has no steps)"),
     ({"program_order": "x"}, "malformed"),
+    ({"subject": None}, "'subject' is None, and must be a str"),
+    ({"finding": "none"}, "'finding' is 'none', and must be a dict"),
     ({"fills": {"seed": "x"}}, "malformed"),
     ({"layout": {"places": {}, "aliases": [["a", "b", "c"]]}}, "malformed"),
 ])

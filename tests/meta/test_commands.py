@@ -358,5 +358,15 @@ def test_a_subject_inside_the_checkout_is_named_as_any_checkout_would():
     assert subject_name("sglang") == "sglang"
 
 
+def test_a_folder_is_a_subject_from_wherever_it_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "package", "kernels"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    assert subject_name("mine") == str(tmp_path / "mine")
+    assert subject_name("./package") == str(tmp_path / "package")
+    assert (subject_name("package"), subject_name("kernels")) == ("package", "kernels")
+
+
 def test_cu_seqlens_case_prints_as_python():
     assert repr(CuSeqlens((3, 5), spare=1)) == "CuSeqlens(lengths=[3, 5], spare=1)"

@@ -18,6 +18,7 @@ from harness.states import Cells, Judge, State, one_of, same_multiset, within
 from harness.tensors import Output, table, vector
 from harness.worker import gpu
 from oracles.metadata import Decode, Req
+from oracles.topk_transform import Row, TopkTransformV2
 from strategies import domain
 
 CONTRACTS = registry.contracts()
@@ -107,6 +108,16 @@ def test_tensors_keep_their_cells_and_touch_the_guarded_end(kind, guard):
             assert last == placed.sizes[view.block]
         else:
             assert view.start == view.storage_offset * view.dtype.itemsize
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "offset", "pitched", "far"])
+def test_rows_begin_where_a_contract_says(kind):
+    case = TopkTransformV2((Row(3), Row(5), Row(6)), width=7)
+    assert case.contract.arg("score").pitch == 4 and kind in case.contract.arg("score").layouts
+    placed = layout.place(case.contract, case.arguments(), Layout({"score": Place(kind)}), seed=3, run=0)
+    view = placed.views["score"]
+    assert view.shape == (3, 7) and view.strides[0] % 4 == 0 and view.strides[0] >= 8
+    assert sum(len(c) for c in placed.cells("score").values()) == 3 * 7
 
 
 def test_the_pages_of_a_far_block_are_read_in_runs():

@@ -3,7 +3,7 @@ strategies draw what they need."""
 
 import numpy as np
 import pytest
-from measure import BUDGET, drawn, found_and_blamed
+from measure import BUDGET, drawn, found_and_blamed, hunt
 
 from harness import registry
 from harness.differential import Example, check
@@ -55,6 +55,13 @@ def test_found_and_blamed(fault, transform, kind, buffer, faulty, tmp_path):
 def test_the_honest_body_passes(faulty):
     example = Example((FastTopk((Row(9, scores="ties"), Row(300, 5, "extremes"), Row(-3)), width=305, starts=True),), Layout())
     assert check(example, faulty(FILE, "honest_topk"), {}) == []
+
+
+def test_a_kernel_may_count_on_the_pitch_that_a_contract_promises_and_on_no_other(faulty, tmp_path):
+    outcome = hunt(faulty(FILE, "sixteen_bytes_at_once"), "topk_transform_v2", tmp_path)
+    assert outcome.verdict == "PASS", [r.found for r in outcome.reports]
+    outcome = hunt(faulty(FILE, "sixteen_bytes_at_once_from_any_row"), "fast_topk", tmp_path)
+    assert [r.found.kind for r in outcome.reports] == [("raised", "ValueError")]
 
 
 def test_a_counter_left_from_the_call_before_is_found_on_the_second_step(faulty):

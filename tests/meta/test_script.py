@@ -88,6 +88,19 @@ def test_the_script_fails_as_the_case_does(example, says, worker, tmp_path):
     assert done.returncode == 1 and says in done.stdout + done.stderr
 
 
+def test_a_folder_of_kernels_has_a_script(mine, tmp_path):
+    (tmp_path / "seqlens.py").write_text(mine.read_text())
+    example, says = CASES["values"]
+    rules = example.contract.rules()
+    worker = Worker(WorkerOptions(str(tmp_path)), list(registry.contracts().values()))
+    try:
+        found = replay(example, worker, rules)
+        assert script.write(tmp_path / "case.py", example, worker, rules, found) == "run once: it fails"
+    finally:
+        worker.close()
+    assert says in run(tmp_path / "case.py").stdout
+
+
 def test_the_script_passes_once_the_kernel_is_right(worker, mine, tmp_path):
     example, _ = CASES["values"]
     rules = example.contract.rules()
