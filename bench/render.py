@@ -165,12 +165,12 @@ Written by `ci/bench --render`; measured by one run of `ci/bench` on {run.when}.
 
 Microseconds, medians; in brackets the quartiles. **checked** is the plain call with all its checks, **plan** the same launch
 bound once and called with new one-dimensional inputs, **replay** the replay of a CUDA graph that holds the call: all three
-are time that the host is busy. **GPU** is the time of a call in a graph of up to 20, the L2 cache not flushed. **floor** is
-the time in which a copy of 1 GiB would move the bytes that the contract needs, each live input cell read once and each
-written cell written once, at the {copy.get("bytes_per_us", 0) / 1e6:.2f} TB/s that such a copy reached; an empty launch took
-{_cell(empty, "host")} µs of the host, {_cell(empty, "plan_host")} as a plan, and {_cell(empty, "gpu")} of the GPU. Upstream's
-kernels are called as the suite's adapters call them, which costs a few microseconds of the host; in the headlines they are
-called with ready tensors.
+are time that the host is busy. **GPU** is the time of a call in a graph of up to 20, enqueued while the GPU was still busy,
+the L2 cache not flushed. **floor** is the time in which a copy of 1 GiB would move the bytes that the contract needs, each
+live input cell read once and each written cell written once, at the {copy.get("bytes_per_us", 0) / 1e6:.2f} TB/s that such
+a copy reached; an empty launch took {_cell(empty, "host")} µs of the host, {_cell(empty, "plan_host")} as a plan, and
+{_cell(empty, "gpu")} of the GPU. Upstream's kernels are called as the suite's adapters call them, which costs a few
+microseconds of the host; in the headlines they are called with ready tensors.
 
 ## Headlines
 

@@ -86,6 +86,20 @@ def test_far_tables_hold_without_guard_pages_too():
     assert len(far) > 1 and not any(found), found
 
 
+SLOW_HOST = """
+import time, torch
+from bench import measure
+cells = torch.zeros(8, device="cuda")
+cells.add_(1)  # loads the kernel
+print(max(measure._between_events(lambda: (time.sleep(0.0002), cells.add_(1)), 5)))
+"""
+
+
+def test_a_slow_host_is_not_measured_as_gpu_time():
+    done = subprocess.run([sys.executable, "-c", SLOW_HOST], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert float(done.stdout) < 100, done  # microseconds; the host sleeps for twice as long
+
+
 ONE, TWO = Example((CuSeqlens((3, 5)),)), Example((CuSeqlens((3, 5)), CuSeqlens((4, 9)), CuSeqlens((0, 1))))
 
 
