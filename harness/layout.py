@@ -215,7 +215,7 @@ class _Builder:
         dtype = floats.storage(dtype_name)
         cells = math.prod(tensor.shape)
         reach = sum((n - 1) * s for n, s in zip(tensor.shape, strides)) + 1 if cells else 0
-        extent = reach * dtype.itemsize
+        extent = -(-reach // arg.pitch) * arg.pitch * dtype.itemsize
         size = -(-(extent + LEAD) // PAGE) * PAGE
         start = size - extent if spot.guard == "right" else storage_offset * dtype.itemsize
         self.sizes.append(size)
@@ -321,9 +321,10 @@ class _Builder:
 
 
 def strides_of(kind: str, tensor, multiple: int = 1) -> tuple[tuple[int, ...], int]:
-    """Strides and storage offset, in elements, of a layout kind for a tensor's shape. The row pitch is a `multiple`."""
+    """Strides and storage offset, in elements, of a layout kind for a tensor's shape. The row pitch is a `multiple`, and so
+    is the offset: what reads whole vectors needs both."""
     shape = tensor.shape
-    storage_offset = 3 if kind == "offset" else 0
+    storage_offset = -(-3 // multiple) * multiple if kind == "offset" else 0
     step = 2 if kind == "strided" else 1
     if len(shape) == 1:
         return (0 if kind == "expanded" and _constant(tensor) else step,), storage_offset
@@ -335,7 +336,9 @@ def strides_of(kind: str, tensor, multiple: int = 1) -> tuple[tuple[int, ...], i
         pitch += 5
     elif kind == "far" and shape[0] > 1:
         pitch = max(pitch, FAR_ELEMENTS // (shape[0] - 1) + 7)
-    return (-(-pitch // multiple) * multiple, *inner), storage_offset
+    if multiple > 1:
+        pitch = -(-max(pitch, 1) // multiple) * multiple
+    return (pitch, *inner), storage_offset
 
 
 def _constant(tensor) -> bool:

@@ -110,7 +110,7 @@ class Runner:
         if "device" in view:
             return torch.empty_strided(shape, strides, dtype=dtype, device=view["device"])
         if 0 in shape:
-            return torch.empty(shape, dtype=dtype, device=self.device)
+            return torch.empty_strided(shape, [max(s, 1) for s in strides], dtype=dtype, device=self.device)
         reach = sum((n - 1) * s for n, s in zip(shape, strides)) + 1 + view["storage_offset"]
         first = view["start"] - view["storage_offset"] * dtype.itemsize
         raw = self.memory.bytes(view["block"], first, reach * dtype.itemsize)

@@ -260,8 +260,8 @@ def pages_of_the_row_before(*, score, lengths, real_page_table, page_indices, to
 
 
 def _whole_vectors(score):
-    if score.numel() and score.stride(0) % 4:
-        raise ValueError(f"score.stride(0) is {score.stride(0)}, and must be a multiple of 4")
+    if score.stride(0) % 4 or score.data_ptr() % 16:
+        raise ValueError(f"score.stride(0) is {score.stride(0)} at address {score.data_ptr()}: no whole vectors")
 
 
 def sixteen_bytes_at_once(*, score, lengths, real_page_table, page_indices, topk, page_size):

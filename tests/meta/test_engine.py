@@ -110,14 +110,19 @@ def test_tensors_keep_their_cells_and_touch_the_guarded_end(kind, guard):
             assert view.start == view.storage_offset * view.dtype.itemsize
 
 
+@pytest.mark.parametrize("guard", ["left", "right"])
 @pytest.mark.parametrize("kind", ["contiguous", "offset", "pitched", "far"])
-def test_rows_begin_where_a_contract_says(kind):
+def test_rows_begin_where_a_contract_says(kind, guard):
+    """And the last one ends with a whole vector, right in front of the guard."""
     case = TopkTransformV2((Row(3), Row(5), Row(6)), width=7)
     assert case.contract.arg("score").pitch == 4 and kind in case.contract.arg("score").layouts
-    placed = layout.place(case.contract, case.arguments(), Layout({"score": Place(kind)}), seed=3, run=0)
+    placed = layout.place(case.contract, case.arguments(), Layout({"score": Place(kind, guard=guard)}), seed=3, run=0)
     view = placed.views["score"]
     assert view.shape == (3, 7) and view.strides[0] % 4 == 0 and view.strides[0] >= 8
     assert sum(len(c) for c in placed.cells("score").values()) == 3 * 7
+    assert view.start % 16 == 0
+    if guard == "right":
+        assert placed.sizes[view.block] - view.byte_of(3 * 7 - 1) == 8  # the cell itself, and one that is none
 
 
 def test_the_pages_of_a_far_block_are_read_in_runs():
