@@ -378,7 +378,7 @@ def _tail_reach(length, longest, max_len, tail):
         return length
     if tail == "block":
         return min(max_len, -(-length // BLOCK) * BLOCK)
-    return longest
+    return longest if tail == "longest" else max_len
 
 
 # -- contracts ----------------------------------------------------------------------------------------------------------
@@ -386,7 +386,8 @@ def _tail_reach(length, longest, max_len, tail):
 TAIL = Variant("tail", {
     "strict": "SGLang #31981: rows are written over their live prefix only",
     "block": "SGLang #31981 as coded: whole blocks of 128 columns of live rows, cut at max_len",
-    "longest": "SGLang up to #29499: every row up to the batch's longest request",
+    "longest": "SGLang up to #29413: every row up to the batch's longest request",
+    "full": "SGLang #29413 up to #31981: every row up to max_len, the width of the table",
 })
 CU0 = Variant("cu0", {
     "written": "SGLang #29499: the generation kernels store 0",

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from harness import floats, hashing
-from harness.contract import ANY_STRIDES, INT32, ROWS_STRIDED, Arg, Case, Contract, Kind, Precondition, Role, Scalar
+from harness.contract import ANY_STRIDES, INT32, ROWS_STRIDED, Arg, Case, Contract, Kind, Precondition, Role, Scalar, Variant
 from harness.states import Judge, within
 from harness.tensors import Input, Output, Region, runs, table, vector
 
@@ -346,14 +346,15 @@ def mqa_logits(*, q, k, k_scale, weights, ks, ke, logits, clean_logits, variant)
     """logits[i, j] = sum over heads h of weights[i, h] * relu(q[i, h] . k[j]) * k_scale[j], for keys that row i sees.
 
     Every other key of the row is -inf if `clean_logits`, and anything at all otherwise. Sums may be taken in any order
-    of fp32 additions, so a score may be off by one rounding per addition, of the sum of the terms' sizes.
+    of fp32 additions, so a score may be off by one rounding per addition, of the sum of the terms' sizes. An fp8 tensor
+    core adds 32 products at a time to the sum so far, and of each of these 33 keeps 13 bits behind the largest's first.
 
     >>> from harness.states import Cells
     >>> from harness.tensors import dense
     >>> out = Cells((2, 4))
     >>> mqa_logits(q=dense([[[1., 2.]], [[3., 0.]]]).view(), k=dense([[1., 1.], [-1., 0.], [0., 5.]]).view(),
     ...            k_scale=dense([1., 1., .5]).view(), weights=dense([[2.], [-1.]]).view(), ks=[0, 1], ke=[2, 3], logits=out,
-    ...            clean_logits=True, variant={})
+    ...            clean_logits=True, variant={"sums": "fp32"})
     >>> out
     Cells([~ ~ -inf .]
           [-inf ~ ~ .])
@@ -362,6 +363,8 @@ def mqa_logits(*, q, k, k_scale, weights, ks, ke, logits, clean_logits, variant)
     """
     keys, heads, head_dim = k.shape[0], q.shape[1], q.shape[2]
     rounding = np.finfo(np.float32).eps * (head_dim + heads + 8)
+    if variant["sums"] == "fp8_tensor_core":
+        rounding += -(-head_dim // 32) * 33 * 2.0**-13
     for i in range(len(ks)):
         if clean_logits:
             logits[i, 0:keys] = -np.inf
@@ -403,6 +406,12 @@ MQA_LOGITS = Contract(
             cells="written, judged, untouched, don't care"),
     ),
     scalars=(Scalar("clean_logits", "whether keys that a row does not see get -inf; SGLang passes False"),),
+    variants=(
+        Variant("sums", {
+            "fp32": "products are added up in fp32, as fp16 tensor cores do",
+            "fp8_tensor_core": "Hopper's fp8 tensor cores, as DeepGEMM and tl.dot on fp8 use them",
+        }),
+    ),
     preconditions=(
         Precondition("ranges lie inside the keys", "0 <= ks and ke <= keys", "fp8_mqa_logits: unchecked",
                      lambda c: replace(c, stretch=c.key_spare + 3) if c.rows else None),

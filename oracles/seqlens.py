@@ -310,7 +310,8 @@ NSA_CACHE_SEQLENS = Contract(
 
 @dataclass(frozen=True, repr=False)
 class CalPaddedTokens(Case):
-    """`tokens[r]`: the tokens of data-parallel rank r. One entry stands for all ranks together."""
+    """`tokens[r]`: the tokens of data-parallel rank r. One entry stands for all ranks together, of which there are
+    `dp_size` (otherwise as many as entries)."""
 
     tokens: tuple[int, ...]
     dp_rank: int = 0
@@ -318,6 +319,7 @@ class CalPaddedTokens(Case):
     attn_cp_size: int = 1
     extend_in_batch: bool = False
     round_robin: bool = False
+    dp_size: int | None = None
 
     def batch_size(self) -> int:
         return len(self.tokens)
@@ -327,7 +329,7 @@ class CalPaddedTokens(Case):
 
     def arguments(self) -> dict:
         return {
-            "global_num_tokens": list(self.tokens), "dp_rank": self.dp_rank, "dp_size": len(self.tokens),
+            "global_num_tokens": list(self.tokens), "dp_rank": self.dp_rank, "dp_size": self.dp_size or len(self.tokens),
             "attn_tp_size": self.attn_tp_size, "attn_cp_size": self.attn_cp_size,
             "extend_in_batch": self.extend_in_batch, "round_robin": self.round_robin,
         }
@@ -347,9 +349,11 @@ def cal_padded_tokens(*, global_num_tokens, dp_rank, dp_size, attn_tp_size, attn
     """
     aligned = []
     for count in global_num_tokens:
-        if variant["alignment"] == "tp_then_cp":
+        if variant["alignment"] in ("tp_then_cp", "tp"):
             count = -(-count // attn_tp_size) * attn_tp_size
-        aligned.append(-(-count // attn_cp_size) * attn_cp_size)
+        if variant["alignment"] in ("tp_then_cp", "cp"):
+            count = -(-count // attn_cp_size) * attn_cp_size
+        aligned.append(count)
     sum_mode = (extend_in_batch and dp_size > 1) or 2 * sum(aligned) < max(aligned) * dp_size
     if not sum_mode:
         padded = max(aligned)
@@ -371,7 +375,7 @@ CAL_PADDED_TOKENS = Contract(
     oracle=cal_padded_tokens,
     kind=Kind.HOST,
     scalars=(
-        Scalar("global_num_tokens", "list: tokens of every data-parallel rank, not None"),
+        Scalar("global_num_tokens", "list: tokens of every data-parallel rank, or one entry for all of them; not None"),
         Scalar("dp_rank", "this rank"), Scalar("dp_size", "data-parallel ranks"),
         Scalar("attn_tp_size", "attention tensor-parallel ranks"), Scalar("attn_cp_size", "context-parallel ranks"),
         Scalar("extend_in_batch", "whether any rank extends"),
@@ -381,6 +385,7 @@ CAL_PADDED_TOKENS = Contract(
         Variant("alignment", {
             "tp_then_cp": "ForwardBatch.prepare_mlp_sync_batch aligns to attn_tp_size, then attn_cp_size (#30642)",
             "cp": "SGLang up to May 2026 aligns to attn_cp_size only",
+            "tp": "SGLang #34443 aligns to attn_tp_size only: context parallelism rounds no rows but those that it splits",
         }),
     ),
     upstream_names=("cal_padded_tokens",),

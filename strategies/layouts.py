@@ -63,15 +63,17 @@ def _layouts(draw, contract: Contract, names: tuple[str, ...]) -> Layout:
 
 @made_once
 def _aliases(contract: Contract, names: tuple[str, ...]) -> st.SearchStrategy[tuple]:
-    """Outputs that may lie on the memory of an input, or of the first backend's output."""
-    pairs = []
+    """Outputs that may lie on the memory of an input, or of the first backend's output: one of them, or every backend's."""
+    pairs, together = [], {}
     for name in names:
         arg = contract.arg(name)
         for other in names:
             if arg.role is Role.OUT and other != name and base_name(other) in arg.may_alias:
                 if contract.arg(other).role is Role.IN or other.endswith("[0]") and not name.endswith("[0]"):
                     pairs.append(((name, other),))
-    return choice((), (), (), *pairs) if pairs else choice(())
+                    together.setdefault((base_name(name), other), []).append((name, other))
+    every = [tuple(group) for group in together.values() if len(group) > 1]
+    return choice((), (), (), *pairs, *every) if pairs else choice(())
 
 
 @st.composite

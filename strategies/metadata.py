@@ -26,7 +26,7 @@ def _frame(draw) -> dict:
         table_extra=table_extra,
         page_size=page_size,
         wide=wide,
-        index_topk=draw(choice(2048, 64, 4, 1)),
+        index_topk=draw(choice(2048, 64, 4, 1, 0)),
         backends=draw(choice(1, 1, 1, 2, 2, 3, 4)),
         max_extra=draw(choice(0, 1, 63, 200)),
         spare=draw(spare()),
@@ -110,7 +110,7 @@ def draft_extend_metadata(draw, max_requests: int = 4) -> DraftExtend:
         return ExtendReq(slot, prefix + new, new)
 
     request = st.builds(real, any_slot(frame["slots"]), extend, _lengths(frame))
-    padding = st.builds(ExtendReq, slot=any_slot(frame["slots"]), seq_len=choice(1), extend_len=choice(width))
+    padding = st.builds(ExtendReq, slot=any_slot(frame["slots"]), seq_len=choice(1, 1, 0), extend_len=choice(width))
     batch = _batch(draw, frame, request, padding, max_requests)
     static = static and len({r.extend_len for r in batch}) < 2  # long batches are of shortened requests
     return _rounded(draw, DraftExtend(batch, static=static, extend_extra=draw(choice(0, 1)), **frame))

@@ -1,5 +1,7 @@
 """Cases of the seqlens family."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from oracles.seqlens import CalPaddedTokens, CuSeqlens, NsaCacheSeqlens, Req, SeqlensExpand
@@ -11,10 +13,10 @@ SEQ = either(lengths(most=300), lengths(*around(131072, 2**20), most=2**20), cho
 
 @made_once
 def requests() -> st.SearchStrategy[Req]:
-    """Prefixed (extend < seq), fresh (extend == seq), idle (extend 0), and padded requests (seq 1, extend = width)."""
+    """Prefixed (extend < seq), fresh (extend == seq), idle (extend 0), and padded requests (seq 1 or 0, extend = width)."""
     prefixed = st.builds(lambda extend, prefix: Req(extend, prefix + extend), EXTENDS, SEQ)
     fresh = EXTENDS.map(lambda n: Req(n, n))
-    padded = st.integers(1, 8).map(lambda width: Req(width, 1))
+    padded = st.builds(Req, st.integers(1, 8), choice(1, 1, 0))
     return either(prefixed, prefixed, fresh, padded)
 
 
@@ -39,17 +41,41 @@ def cu_seqlens(draw, max_requests: int = 8) -> CuSeqlens:
 
 @st.composite
 def nsa_cache_seqlens(draw, max_requests: int = 8) -> NsaCacheSeqlens:
-    """Lengths around the top-k; no padding, padding, and fewer padded rows than rows."""
+    """Lengths around the top-k, and negative ones; no padding, padding, and fewer padded rows than rows."""
     topk = draw(choice(2048, 64, 1, 0))
-    values = _bounded(draw, lengths(*around(topk), most=2**20), max_requests)
+    values = _bounded(draw, either(*[lengths(*around(topk), most=2**20)] * 5, st.integers(-9, -1)), max_requests)
     return NsaCacheSeqlens(values, draw(repeats(342)), topk, draw(choice(0, 1, 4, 9, 1030)), draw(spare()))
 
 
 @st.composite
 def cal_padded_tokens(draw) -> CalPaddedTokens:
-    """1 to 8 data-parallel ranks, idle ones among them; every combination of parallel sizes."""
+    """1 to 8 data-parallel ranks, idle ones among them, or one count for all; every combination of parallel sizes."""
     tokens = tuple(draw(st.lists(lengths(most=300), min_size=draw(choice(1, 2, 2, 2)), max_size=8)))
+    ranks = draw(choice(None, 2, 4, 8)) if len(tokens) == 1 else None
     return CalPaddedTokens(
-        tokens, draw(st.integers(0, len(tokens) - 1)), draw(choice(1, 2, 3, 4, 8)),
-        draw(choice(1, 2, 3, 4, 8)), draw(st.booleans()), draw(st.booleans()),
+        tokens, draw(st.integers(0, (ranks or len(tokens)) - 1)), draw(choice(1, 2, 3, 4, 8)),
+        draw(choice(1, 2, 3, 4, 8)), draw(st.booleans()), draw(st.booleans()), ranks,
     )
+
+
+# -- replays on the buffers of a captured case --------------------------------------------------------------------------
+
+
+@st.composite
+def seqlens_expand_replay(draw, captured: SeqlensExpand) -> SeqlensExpand:
+    """As many query tokens, dealt to the requests in another order; other keys."""
+    extends = draw(st.permutations([r.extend_len for r in captured.batch]))
+    return replace(captured, repeat=1, requests=tuple(Req(n, draw(either(choice(1), lengths(most=300)))) for n in extends))
+
+
+@st.composite
+def cu_seqlens_replay(draw, captured: CuSeqlens) -> CuSeqlens:
+    """As many lengths."""
+    return replace(captured, repeat=1, lengths=tuple(draw(SEQ) for _ in captured.all))
+
+
+@st.composite
+def nsa_cache_seqlens_replay(draw, captured: NsaCacheSeqlens) -> NsaCacheSeqlens:
+    """As many rows, and as many of padding."""
+    around_topk = lengths(*around(captured.index_topk), most=2**20)
+    return replace(captured, repeat=1, lengths=tuple(draw(around_topk) for _ in captured.all))

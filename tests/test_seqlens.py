@@ -3,6 +3,7 @@
 | group        | would catch                                                                              |
 | ------------ | ---------------------------------------------------------------------------------------- |
 | differential | query offset used as key offset (SGLang #12583), negative padded lengths (#30378), stale tails |
+| replays      | rows and lengths of an earlier batch (#24401)                                            |
 | outside      | max_q_len below a length, a total that is not the sum                                    |
 | misuse       | a kernel that accepts what it cannot honour                                              |
 | relations    | an oracle that is consistently wrong                                                     |
@@ -13,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import lanes, registry
+from harness.differential import Example
 from harness.states import Cells
 from oracles import seqlens
 from oracles.seqlens import CuSeqlens, NsaCacheSeqlens, Req, SeqlensExpand
-from strategies import domain
+from strategies import domain, sessions
 from strategies.seqlens import requests
 
 FAMILY = "seqlens"
@@ -25,6 +27,18 @@ FAMILY = "seqlens"
 @pytest.mark.gate
 def test_differential(subject, transform, session, record_property):
     lanes.inside(session, subject, transform, domain.of(registry.contracts()[transform]), record_property)
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("replayed", ["seqlens_expand", "cu_seqlens", "nsa_cache_seqlens"])
+def test_replays(subject, replayed, session, record_property):
+    lanes.replays(session, subject, replayed, sessions.replays(registry.contracts()[replayed]), record_property)
+
+
+@pytest.mark.gate
+def test_more_rows_than_a_grid_has_in_its_second_dimension(subject, session):
+    """65,535 is all that a GPU's grid has in y and z."""
+    lanes.fixed(session, subject, Example((SeqlensExpand((Req(300, 310),), repeat=219),)))
 
 
 @pytest.mark.gate
@@ -117,3 +131,19 @@ def test_every_rank_pads_to_at_least_its_own_tokens(tokens, tp, cp, extend):
             global_num_tokens=tokens, dp_rank=rank, dp_size=len(tokens), attn_tp_size=tp, attn_cp_size=cp,
             extend_in_batch=extend, round_robin=False, variant={"alignment": "tp_then_cp"})
         assert rows >= tokens[rank] and rows % cp == 0
+
+
+def padded(tokens, alignment, **sizes):
+    given = dict(dp_rank=0, dp_size=len(tokens), attn_tp_size=1, attn_cp_size=1, extend_in_batch=False, round_robin=False)
+    return seqlens.cal_padded_tokens(global_num_tokens=tokens, **{**given, **sizes}, variant={"alignment": alignment})
+
+
+def test_rows_that_are_not_split_are_not_rounded_for_context_parallelism():
+    """SGLang #34443: with padding for context parallelism a plan had more entries than the batch had rows."""
+    assert [padded([3], a, attn_cp_size=2) for a in ("tp", "cp", "tp_then_cp")] == [3, 4, 4]
+    assert [padded([3], a, attn_tp_size=2) for a in ("tp", "cp", "tp_then_cp")] == [4, 3, 4]
+    assert padded([5], "tp", attn_cp_size=2, round_robin=True) == 3
+
+
+def test_one_count_stands_for_every_rank():
+    assert padded([5], "tp", dp_size=4, dp_rank=3, extend_in_batch=True) == padded([5], "tp", dp_size=4, dp_rank=3) == 5

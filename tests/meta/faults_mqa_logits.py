@@ -90,6 +90,26 @@ def honest_scores(*, ks, ke, **rest):
     _scores(ks=ks, ke=ke, **rest)
 
 
+def _tensor_core(a, b):
+    """The dot products of two float rows as fp8 tensor cores take them."""
+    total = torch.zeros((), dtype=torch.float64)
+    for first in range(0, len(a), 32):
+        terms = torch.cat([total[None], (a[first : first + 32] * b[first : first + 32]).double()])
+        unit = 2.0 ** (float(torch.frexp(terms.abs().max())[1]) - 14)
+        total = (terms / unit).trunc().sum() * unit
+    return float(total)
+
+
+def scores_of_fp8_tensor_cores(*, q, k, k_scale, weights, ks, ke, logits, clean_logits):
+    """Right by the rule `sums=fp8_tensor_core` alone."""
+    for i in range(len(ks)):
+        if clean_logits:
+            logits[i, : len(k_scale)] = -torch.inf
+        for j in range(int(ks[i]), int(ke[i])):
+            heads = [max(_tensor_core(q[i, h].float(), k[j].float()), 0.0) * float(weights[i, h]) for h in range(q.shape[1])]
+            logits[i, j] = sum(heads) * k_scale[j]
+
+
 def no_relu(*, ks, ke, **rest):
     _scores(ks=ks, ke=ke, **rest, relu=False)
 

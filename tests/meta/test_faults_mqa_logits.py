@@ -5,6 +5,7 @@ import pytest
 from measure import BUDGET, drawn, found_and_blamed, hunt
 
 from harness import registry
+from harness.differential import check
 from oracles.mqa_logits import SCORE_KINDS, top_of
 from strategies import domain
 
@@ -41,6 +42,17 @@ def test_found_and_blamed(fault, transform, check, buffer, faulty, tmp_path):
 @pytest.mark.parametrize(("honest", "transform"), [("honest_scores", SCORES), ("honest_paged", PAGED)])
 def test_the_bodies_that_the_faults_spoil_are_right(honest, transform, faulty, tmp_path):
     assert hunt(faulty("faults_mqa_logits.py", honest), transform, tmp_path).verdict == "PASS"
+
+
+@pytest.mark.parametrize(("fault", "sums", "found"), [
+    ("scores_of_fp8_tensor_cores", "fp32", True), ("scores_of_fp8_tensor_cores", "fp8_tensor_core", False),
+    ("no_relu", "fp8_tensor_core", True), ("query_counter_as_key_base", "fp8_tensor_core", True),
+    ("scale_forgotten", "fp8_tensor_core", True)])
+def test_fewer_bits_are_right_by_their_own_rule_and_hide_no_fault(fault, sums, found, faulty):
+    rules = CONTRACTS[SCORES].rules({"sums": sums})
+    seen = drawn(domain.of(CONTRACTS[SCORES]),
+                 lambda e: {f.kind for f in check(e, faulty("faults_mqa_logits.py", fault), rules)}, 60)
+    assert (("states", "logits") in seen) == found, seen
 
 
 @pytest.mark.parametrize(("actual", "clause"), [

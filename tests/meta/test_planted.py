@@ -9,6 +9,7 @@ from harness.campaign import PROFILES, Campaign
 from harness.differential import Example, check
 from harness.verdicts import Row
 from measure import shrunk_and_saved
+from oracles.metadata import Decode, Req
 from oracles.seqlens import CuSeqlens
 from strategies import domain, sessions
 
@@ -44,6 +45,22 @@ SELFCHECK = {"off_by_one", "tail_written", "write_past_end", "write_input", "gap
 )
 def test_found_and_blamed(fault, transform, check, buffer, planted, tmp_path):
     shrunk_and_saved(planted(fault), transform, check, buffer, tmp_path)
+
+
+@pytest.mark.parametrize(("fault", "transform", "buffer"), [
+    ("rows_of_the_first_batch", "seqlens_expand", "seqlens_expanded"), ("sums_of_the_first_batch", "cu_seqlens", "cu_seqlens")])
+def test_what_is_kept_from_the_capture_is_found_by_replays(fault, transform, buffer, planted, tmp_path):
+    contract = registry.contracts()[transform]
+    outcome = Campaign(contract, planted(fault), contract.rules(), sessions.replays(contract), PROFILES["quick"],
+                       folder=tmp_path).run()
+    assert ("states", buffer) in {r.found.kind for r in outcome.reports}
+
+
+@pytest.mark.parametrize(("tail", "wrong"), [("full", set()), *((t, {"page_table_1"}) for t in ("strict", "block", "longest"))])
+def test_whole_rows_are_right_by_the_rule_that_says_so_alone(tail, wrong, planted):
+    case = Decode((Req(0, 5), Req(1, 3)), max_extra=300, slots=2)
+    found = check(Example((case,)), planted("tail_written"), case.contract.rules({"tail": tail}))
+    assert {f.buffer for f in found if f.check == "states"} == wrong
 
 
 def test_a_refused_launch_runs_no_program(planted):
