@@ -421,7 +421,8 @@ class Token:
 @dataclass(frozen=True, repr=False)
 class SetKAndS(_IndexCache):
     """`tokens`, then `padded` tokens of a padded batch: they all go to slot 0, which holds nothing that is read, and are
-    equal, as the stores of one slot have no order. `last`: slots count from the end of the cache."""
+    equal, as the stores of one slot have no order. `last`: slots count from the end of the cache. `spare`: rows of the
+    payload behind them; the number of tokens is that of `loc`."""
 
     tokens: tuple[Token, ...] = ()
     padded: int = 0
@@ -453,20 +454,26 @@ class SetKAndS(_IndexCache):
     def buffer(self) -> Output:
         return Output((self.pages, self.page_bytes()))
 
+    def payload(self, rows: list[np.ndarray]) -> Input:
+        """A key for every token, then the spare rows."""
+        live = {i * HEAD_DIM: row for i, row in enumerate(rows)}
+        return runs((len(rows) + self.spare, HEAD_DIM), live, Region.SLACK)
+
     def arguments(self) -> dict:
         count = len(self.stored)
         keys = [floats.decode(self.codes(i), "float8_e4m3fn") for i in range(count)]
         return {
             "buf": self.buffer(),
             "loc": vector([t.loc for t in self.stored]),
-            "index_k": dense(np.array(keys, dtype=np.float64).reshape(count, HEAD_DIM)),
-            "index_k_scale": vector(np.array([self.scale(i) for i in range(count)], dtype=np.float64)),
+            "index_k": self.payload(keys),
+            "index_k_scale": vector(np.array([self.scale(i) for i in range(count)], dtype=np.float64), self.spare),
             "page_size": self.page_size,
         }
 
     def meaning(self, name: str, index: tuple[int, ...]) -> str:
         if name != "buf":
-            return f"token {index[0]}"
+            count = len(self.stored)
+            return f"token {index[0]}" if index[0] < count else f"it is past the {count} tokens"
         page, byte = index
         keys = self.page_size * HEAD_DIM
         token = byte // HEAD_DIM if byte < keys else (byte - keys) // SCALE_BYTES
@@ -484,7 +491,7 @@ class FusedStoreIndexCache(SetKAndS):
         arguments = super().arguments()
         del arguments["index_k"], arguments["index_k_scale"]
         keys = [numbers(t.kind, self.content, f"{self.label(i)}'s key") for i, t in enumerate(self.stored)]
-        arguments["key"] = dense(np.array(keys, dtype=np.float64).reshape(len(keys), HEAD_DIM))
+        arguments["key"] = self.payload(keys)
         arguments["scale_fmt"] = "ue8m0" if self.ue8m0 else None
         return arguments
 
@@ -509,7 +516,7 @@ def set_k_and_s(*, buf, loc, index_k, index_k_scale, page_size, variant):
             buf.free(keys, "slot 0 takes the padded tokens")
             buf.free(scales, "slot 0 takes the padded tokens")
         else:
-            buf[keys] = floats.encode(index_k[i], "float8_e4m3fn")
+            buf[keys] = floats.encode(index_k[i, 0:HEAD_DIM], "float8_e4m3fn")
             buf[scales] = np.array([index_k_scale[i]], dtype="<f4").view(np.uint8)
 
 
@@ -536,7 +543,7 @@ def fused_store_index_cache(*, buf, key, loc, page_size, scale_fmt, variant):
         if _padding(loc, i):
             buf.free((page, cells), "slot 0 takes the padded tokens")
         else:
-            buf.judge((page, cells), quantised(key[i], LEAST_ABSMAX, rule))
+            buf.judge((page, cells), quantised(key[i, 0:HEAD_DIM], LEAST_ABSMAX, rule))
 
 
 def _padding(loc, i: int) -> bool:
@@ -877,8 +884,9 @@ SET_K_AND_S = Contract(
     args=(
         _WRITE,
         _LOC,
-        Arg("index_k", Role.IN, ("tokens", str(HEAD_DIM)), ("float8_e4m3fn",), "key of every token", FAR_STRIDED, cells="live"),
-        Arg("index_k_scale", Role.IN, ("tokens",), ("float32",), "scale of every token", ANY_STRIDES, cells="live"),
+        Arg("index_k", Role.IN, ("tokens", str(HEAD_DIM)), ("float8_e4m3fn",), "key of every token", FAR_STRIDED,
+            cells="live, slack"),
+        Arg("index_k_scale", Role.IN, ("tokens",), ("float32",), "scale of every token", ANY_STRIDES, cells="live, slack"),
     ),
     scalars=(_PAGE_SIZE,),
     preconditions=_STORE_PRECONDITIONS,
@@ -897,7 +905,8 @@ FUSED_STORE_INDEX_CACHE = Contract(
     args=(
         replace(_WRITE, cells="judged, untouched, don't care"),
         _LOC,
-        Arg("key", Role.IN, ("tokens", str(HEAD_DIM)), ("bfloat16",), "key of every token, finite", FAR_STRIDED, cells="live"),
+        Arg("key", Role.IN, ("tokens", str(HEAD_DIM)), ("bfloat16",), "key of every token, finite", FAR_STRIDED,
+            cells="live, slack"),
     ),
     scalars=(_PAGE_SIZE, Scalar("scale_fmt", "None, or 'ue8m0' for scales that are powers of two")),
     preconditions=_STORE_PRECONDITIONS,

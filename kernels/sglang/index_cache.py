@@ -41,9 +41,11 @@ def _get_k_and_s(*, buf, page_indices, seq_lens, k_out, s_out, seq_len_sum, max_
 
 
 def _set_k_and_s(*, buf, loc, index_k, index_k_scale, page_size):
+    tokens = loc.shape[0]
+    index_k, index_k_scale = index_k[:tokens], index_k_scale[:tokens]  # SetKAndS asserts a payload of exactly these rows
     if _PRESHUFFLES:  # the versions that know preshuffled caches convert
         loc = loc.to(torch.int64)
-    _kernels["set_k_and_s"][(loc.shape[0],)](
+    _kernels["set_k_and_s"][(tokens,)](
         buf.view(torch.float8_e4m3fn), buf.view(torch.float32), loc, index_k, index_k_scale, index_k.stride(0),
         PAGE_SIZE=page_size, BUF_NUMEL_PER_PAGE=buf.shape[1], NUM_K_ELEMS_PER_TOKEN=128,
         S_OFFSET_NBYTES_IN_PAGE=page_size * 128, **({"PRESHUFFLE_TILE": 0} if _PRESHUFFLES else {}))

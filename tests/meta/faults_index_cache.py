@@ -27,6 +27,7 @@ def _gather(buf, page_indices, seq_lens, k_out, s_out, page_size):
 
 
 def _put(buf, loc, codes, scale_bytes, page_size):
+    codes, scale_bytes = codes[: len(loc)], scale_bytes[: len(loc)]
     page, place = loc.long()[:, None] // page_size, loc.long()[:, None] % page_size
     buf[page, place * 128 + torch.arange(128)] = codes
     buf[page, page_size * 128 + place * 4 + torch.arange(4)] = scale_bytes
@@ -195,6 +196,25 @@ def whole_page_written(*, buf, loc, index_k, index_k_scale, page_size):
             nothing = torch.zeros(1, PAGE, dtype=torch.uint8)
             _put(buf, torch.tensor([other]), nothing[:, :128], nothing[:, 128:], page_size)
     _put(buf, loc, index_k.view(torch.uint8), _bytes(index_k_scale), page_size)
+
+
+@triton.jit
+def _load_slots(loc, step):
+    tl.load(loc + tl.program_id(0) * step)
+
+
+def tokens_of_the_payload(*, buf, loc, index_k, index_k_scale, page_size):
+    """There are as many tokens as rows of index_k, not as slots (vLLM's slot_mapping): loc is read past its end."""
+    _put(buf, loc, index_k.view(torch.uint8), _bytes(index_k_scale), page_size)
+    if len(index_k):
+        _load_slots[(len(index_k),)](loc, loc.stride(0))
+
+
+def tokens_of_the_key(*, buf, key, loc, page_size, scale_fmt):
+    """Likewise as many as rows of key."""
+    _store(buf, key, loc, page_size, scale_fmt)
+    if len(key):
+        _load_slots[(len(key),)](loc, loc.stride(0))
 
 
 def truncated_codes(*, buf, key, loc, page_size, scale_fmt):

@@ -27,6 +27,8 @@ FAULTS = [
     ("scale_of_another", "set_k_and_s", "states", "buf"),
     ("narrow_store", "set_k_and_s", "memory", "buf write-outside"),
     ("whole_page_written", "set_k_and_s", "states", "buf"),
+    ("tokens_of_the_payload", "set_k_and_s", "memory", "loc read-outside"),
+    ("tokens_of_the_key", "fused_store_index_cache", "memory", "loc read-outside"),
     ("truncated_codes", "fused_store_index_cache", "states", "buf"),
     ("no_least_scale", "fused_store_index_cache", "states", "buf"),
     ("scale_rounded_down", "fused_store_index_cache", "states", "buf"),
@@ -125,7 +127,7 @@ def of_store(example) -> set[str]:
 
 
 STORE = {"no token", "padded tokens", "slot 0 of a token", "the last slot", "out of order", "two tokens in a page", "int64",
-         "buf far", "buf pitched", "buf offset", *(f"page_size {p}" for p in (1, 2, 16, 64))}
+         "spare", "buf far", "buf pitched", "buf offset", *(f"page_size {p}" for p in (1, 2, 16, 64))}
 
 
 @pytest.mark.parametrize(("name", "more"), [
