@@ -76,7 +76,7 @@ def scores(kind: str, seed: int, count: int) -> np.ndarray:
 
     distinct  all different, in no order      rising, falling  all different, in order
     relu      distinct with zeros for the negative half
-    one_bin   all different in [1, 1.25), which is one value of the top byte of an fp16 (SGLang #36807)
+    one_bin   all different; up to 131,072 of them in [1, 1.125), inside one value of the top byte of an fp16 (SGLang #36807)
     the rest  drawn from `CHOICES`
     """
     raw = hashing.cells(seed, f"scores {kind}", np.arange(count))
@@ -84,7 +84,7 @@ def scores(kind: str, seed: int, count: int) -> np.ndarray:
         return np.array(CHOICES[kind])[(raw % np.uint64(len(CHOICES[kind]))).astype(np.int64)]
     order = np.argsort(raw, kind="stable").astype(np.float64)
     if kind == "one_bin":
-        return 1 + order * 2.0**-16
+        return 1 + order * 2.0**-20
     if kind in ("rising", "falling"):
         order = np.sort(order)[:: 1 if kind == "rising" else -1]
     values = (order - count // 2) / 8

@@ -150,6 +150,16 @@ def _wide(draw, case):
     return replace(case, width=case.reach() + draw(choice(0, 1, 3, 130)))
 
 
+def one_bin(keys: int) -> list:
+    """The four selections from one row whose keys a radix selection cannot tell apart by the first byte; too long to be drawn.
+
+    The seed is one with which the last of 65,537 keys is selected.
+    """
+    row, frame = Row(keys, scores="one_bin", seed=37), dict(topk=2048, width=keys)
+    return [FastTopk((row,), **frame), FastTopkPaged((Request((row,)),), decode=True, **frame),
+            FastTopkRagged((replace(row, offset=100),), **frame), TopkTransformV2((row,), **frame)]
+
+
 @st.composite
 def fast_topk(draw) -> FastTopk:
     """Fewer keys than the top-k, as many, more; negative lengths; every kind of score, with and without row starts."""

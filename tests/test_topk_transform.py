@@ -6,6 +6,7 @@
 |              | the row of another request (#14325), no row start (#12583), columns past the length (FlashInfer #2308)     |
 | replays      | counters and results left from the last call (vLLM #41444)                                                 |
 | far          | 32-bit row offsets into a page table                                                                       |
+| one bin      | a candidate list of 16,384 keys (as SGLang's was before #17747), positions of 16 bits                      |
 | outside      | indices, keys and rows that a caller must not pass                                                         |
 | order rules  | a judge that is too strict or too lax about zeros, infinities and NaN (vLLM #49896)                        |
 | relations    | an oracle that is consistently wrong                                                                       |
@@ -61,6 +62,13 @@ FAR_CASES = [
 def test_far(subject, example, session):
     """The last row starts past element 2^31."""
     lanes.fixed(session, subject, example)
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("case", drawn.one_bin(20_000) + drawn.one_bin(65_537), ids=lambda c: f"{c.contract.name}-{c.width}")
+def test_one_bin(subject, case, session):
+    """More keys in one bin of the first pass than a list of candidates has places, and a position that 16 bits cannot hold."""
+    lanes.fixed(session, subject, Example((case,)))
 
 
 WRONG_CALLS = [

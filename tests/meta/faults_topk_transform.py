@@ -177,6 +177,23 @@ def candidates_cut(*, score, lengths, row_starts, indices, topk):
     _select(score, lengths, row_starts, indices, topk, best=lambda keys, k: keys[:4096].topk(k).indices)
 
 
+def candidate_list_of_16384(*, score, lengths, row_starts, indices, topk):
+    """The keys of the threshold's bin go to a list of 16,384; the rest of them is dropped (SGLang before #17747)."""
+    def best(keys, k):
+        bins = keys.half().view(torch.int16) >> 8  # in the order of the scores, which are positive in the example
+        threshold = bins[keys.topk(k).indices].min()
+        listed = (bins == threshold).nonzero()[:, 0][:16384]
+        kept = torch.cat([(bins > threshold).nonzero()[:, 0], listed])
+        return kept[keys[kept].topk(k).indices]
+
+    _select(score, lengths, row_starts, indices, topk, best=best)
+
+
+def positions_of_16_bits(*, score, lengths, row_starts, indices, topk):
+    """Positions are kept in 16 bits."""
+    _select(score, lengths, row_starts, indices, topk, name=lambda b, keys: keys & 0xFFFF)
+
+
 def no_row_starts(*, score, lengths, row_starts, indices, topk):
     """Columns are counted from 0 (SGLang #12583)."""
     _select(score, lengths, None, indices, topk)

@@ -8,8 +8,9 @@ from measure import BUDGET, drawn, found_and_blamed, hunt
 from harness import registry
 from harness.differential import Example, check
 from harness.layout import Layout
-from oracles.topk_transform import FastTopk, Row, top_set
+from oracles.topk_transform import FastTopk, Row, scores, top_set
 from strategies import domain
+from strategies.topk_transform import one_bin
 
 CONTRACTS = registry.contracts()
 FILE = "faults_topk_transform.py"
@@ -55,6 +56,22 @@ def test_found_and_blamed(fault, transform, kind, buffer, faulty, tmp_path):
 def test_the_honest_body_passes(faulty):
     example = Example((FastTopk((Row(9, scores="ties"), Row(300, 5, "extremes"), Row(-3)), width=305, starts=True),), Layout())
     assert check(example, faulty(FILE, "honest_topk"), {}) == []
+
+
+@pytest.mark.parametrize(("fault", "keys"), [
+    ("candidate_list_of_16384", 20_000), ("candidate_list_of_16384", 65_537), ("positions_of_16_bits", 65_537)])
+def test_rows_too_long_to_be_drawn_are_examples_of_their_own(fault, keys, faulty):
+    """With no more than 16,384 keys the fault does not show."""
+    worker = faulty(FILE, fault)
+    found, fits = ([f.kind for f in check(Example((one_bin(n)[0],)), worker, {})] for n in (keys, 16_384))
+    assert found == [("states", "indices")] and fits == []
+
+
+def test_a_long_row_of_one_bin_is_one_value_of_the_first_byte():
+    """131,072 keys, and all of them different numbers in float32."""
+    values = scores("one_bin", 0, 131_072).astype(np.float32)
+    assert len(np.unique(values)) == 131_072
+    assert len(np.unique(values.astype(np.float16).view(np.uint16) >> 8)) == 1
 
 
 def test_a_kernel_may_count_on_the_pitch_that_a_contract_promises_and_on_no_other(faulty, tmp_path):
