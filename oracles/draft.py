@@ -667,7 +667,7 @@ CREATE_EXTEND_AFTER_DECODE_SPEC_INFO = Contract(
                      if c.batch else None),
     ),
     capturable=True,
-    frozen_by_capture=("bs",),
+    frozen_by_capture=("bs", "num_steps"),
     upstream_names=("create_extend_after_decode_spec_info",),
 )
 

@@ -417,7 +417,7 @@ MQA_LOGITS = Contract(
                      lambda c: replace(c, stretch=c.key_spare + 3) if c.rows else None),
     ),
     capturable=True,
-    frozen_by_capture=("rows", "keys"),
+    frozen_by_capture=("rows", "keys", "clean_logits"),
     upstream_names=("deep_gemm.fp8_mqa_logits",),
 )
 

@@ -826,7 +826,8 @@ FAST_TOPK_PAGED = Contract(
     oracle=fast_topk_transform_paged,
     args=(
         *_SCORE,
-        Arg("page_table", Role.IN, ("requests", "0"), INT32, "KV slot of every key of each request", TABLE_ROWS,
+        Arg("page_table", Role.IN, ("requests", "0"), INT32, "KV slot of every key of each request; more requests than rows of "
+            "score are legal here, where upstream demands page_table.shape[0] <= score.shape[0]", TABLE_ROWS,
             cells="live, slack, forbidden"),
         Arg("cu_seqlens_q", Role.IN, ("requests + 1",), INT32, "prefix sums of the requests' rows", sets_size=True,
             optional="every request has one row (decode)", cells="live"),

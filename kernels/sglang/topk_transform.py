@@ -2,7 +2,8 @@
 
 Older trees (nsa/transform_index) have one kernel, for rows of 2,048 indices, and a prefill that runs it once per request on
 an expanded row of the table; newer ones (dsa/transform_index) a second for any width and a third for prefill.
-The selections are CUDA (sgl-kernel and JIT), out of reach here.
+The selections are CUDA (sgl-kernel and JIT), out of reach here. Where they are in reach, fast_topk_transform_fused takes no
+more requests than rows (it checks page_table.shape[0] <= score.shape[0]): `supports` must decline the others then.
 """
 
 import inspect

@@ -183,11 +183,12 @@ def test_paged_batches_are_decode_ragged_and_deceptive():
             decode=not sums, one_row_each_with_sums=sums and len(counts) > 1 and set(counts) == {1},
             ragged=len(set(counts)) > 1, empty_request=0 in counts,
             deceptive=sum(counts) == len(counts) and 0 in counts and not case.starts,
-            many_requests=len(counts) > 64, table_to_spare=case.table_extra > 0)
+            many_requests=len(counts) > 64, more_requests_than_rows=len(counts) > sum(counts),
+            table_to_spare=case.table_extra > 0)
 
     seen = drawn(domain.of(CONTRACTS["fast_topk_transform_paged"]), labels, BUDGET)
     needed = {"decode", "one row each with sums", "ragged", "empty request", "deceptive", "many requests", "table to spare",
-              "page_table far", "page_table with gaps"}
+              "more requests than rows", "page_table far", "page_table with gaps"}
     assert sorted(needed - set(seen)) == []
 
 
