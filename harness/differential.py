@@ -87,7 +87,7 @@ def plan(example: Example, rules: Mapping[str, str], states_matter: bool) -> lis
     """The example's steps, with the oracle's answers where `states_matter`."""
     steps = []
     for case in example.steps:
-        arguments = case.arguments()
+        arguments = layouts.held(case.contract, case.arguments(), example.layout)
         steps.append(Step(case, arguments, expect(case.contract, arguments, rules) if states_matter else None))
     return steps
 

@@ -43,7 +43,7 @@ def encode(values: np.ndarray, name: str) -> np.ndarray:
     """
     values = np.asarray(values)
     if name not in _RAW:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return values.astype(name)
     sign_bit = 1 << (8 * _RAW[name].itemsize - 1)
     ascending = _positive(name)

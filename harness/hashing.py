@@ -5,6 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from harness import floats
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -40,6 +42,17 @@ def poison(seed: int, name: str, index: np.ndarray, dtype: np.dtype) -> np.ndarr
     if dtype.kind == "b":
         raw = raw & 1
     return np.ascontiguousarray(raw).view(dtype).reshape(-1)
+
+
+def anything(seed: int, name: str, index: np.ndarray) -> np.ndarray:
+    """Float32 numbers of which every part counts: NaN, zeros and normal numbers of either sign with a whole mantissa, from
+    2^-9 to 2^9; one in eight is 2^40 times larger or smaller, which a float16 does not hold. A copy through any other format
+    changes some of them."""
+    raw = cells(seed, name, index)
+    coarse = floats.decode((raw & np.uint64(255)).astype(np.uint8), "float8_e4m3fn")
+    fine = (raw >> np.uint64(8) & np.uint64(2**20 - 1)).astype(np.float64) / 2**23
+    far = np.select([raw >> np.uint64(60) == 0, raw >> np.uint64(60) == 1], [2.0**40, 2.0**-40], 1.0)
+    return floats.rounded(coarse * (1 + fine) * far, "float32").astype(np.float64)
 
 
 def kv_slots(content: int, owner: int, count: int, page_size: int = 1, aligned: bool = True) -> np.ndarray:

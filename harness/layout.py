@@ -168,6 +168,18 @@ class Observed:
     stray: list[tuple[int, int, bytes]]  # block, byte, what stands there now
 
 
+def held(contract: Contract, arguments: dict, layout: Layout) -> dict:
+    """The arguments with the numbers that their tensors hold in this layout. Contents of an argument that has several float
+    dtypes carry the mantissa of the longest one, so that a copy through a shorter one shows; the oracle must see them as
+    rounded as the subject does. Every other argument's contents are numbers of its dtype already."""
+    found = dict(arguments)
+    for name, value in arguments.items():
+        arg = next((a for a in contract.args if a.name == name), None)
+        if isinstance(value, Input) and len(arg.dtypes) > 1 and floats.is_float(arg.dtypes[0]):
+            found[name] = value.rounded(layout.place(name).dtype or arg.dtypes[0])
+    return found
+
+
 def place(contract: Contract, arguments: dict, layout: Layout, seed: int, run: int, prior: "Prior | None" = None) -> Placed:
     """Lay out one call. Runs with different `run` have the same LIVE cells and different everything else."""
     builder = _Builder(contract, layout, seed, run, prior)

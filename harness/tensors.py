@@ -7,10 +7,12 @@ FORBIDDEN  must not be read: the table rows of requests that are not in the batc
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
+
+from harness import floats
 
 
 class Region(IntEnum):
@@ -45,6 +47,11 @@ class Input:
             values = np.concatenate([s.values for s in live]) if live else np.zeros(0, dtype=np.int64)
             return values if len(self.shape) == 1 else values.reshape(self.shape)
         return Table(self.shape, tuple(sorted(live, key=lambda s: s.start)))
+
+    def rounded(self, name: str) -> "Input":
+        """The same input with the numbers that a tensor of this float dtype holds instead of its own."""
+        return replace(self, spans=tuple(s if s.values is None else replace(s, values=floats.rounded(
+            s.values, name).astype(np.float64)) for s in self.spans))
 
 
 @dataclass(frozen=True)

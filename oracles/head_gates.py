@@ -29,8 +29,8 @@ BFLOAT16 = ("bfloat16",)
 KINDS = ("random", "cancelling", "ones", "large", "small")
 
 
-def numbers(kind: str, seed: int, name: str, count: int) -> np.ndarray:
-    """`count` bfloat16 numbers, none of them 0 or subnormal.
+def numbers(kind: str, seed: int, name: str, count: int, dtype: str = "bfloat16") -> np.ndarray:
+    """`count` numbers of a dtype, bfloat16 or float32, with all of its mantissa; none of them is 0 or subnormal.
 
     random      of either sign, 2^-4 to 2^4
     cancelling  the same for every second number; those between are their neighbours, for `weight` with the other sign
@@ -42,6 +42,8 @@ def numbers(kind: str, seed: int, name: str, count: int) -> np.ndarray:
     position = np.arange(count) // 2 if kind == "cancelling" else np.arange(count)
     raw = hashing.cells(seed, name, position)
     fraction = (raw >> np.uint64(8) & np.uint64(127)).astype(np.float64) / 128
+    if dtype == "float32":
+        fraction += (raw >> np.uint64(24) & np.uint64(2**16 - 1)).astype(np.float64) / 2**23
     size = (1 + fraction) * 2.0 ** ((raw >> np.uint64(16)) % np.uint64(8)) / 16
     value = np.where(raw & np.uint64(1), -size, size)
     if kind == "cancelling" and name == "weight":
@@ -81,7 +83,7 @@ class _Gates(Case):
         return self.head_dim**-0.5
 
     def gates(self):
-        values = numbers(self.kind, self.content, "gates", self.tokens * self.heads)
+        values = numbers(self.kind, self.content, "gates", self.tokens * self.heads, "float32")
         return dense(values.reshape(self.tokens, self.heads))
 
     def q_scale(self):
@@ -372,7 +374,7 @@ class UpdateRope(Case):
 
     def arguments(self) -> dict:
         live = np.unique(np.concatenate([self.cells(*self.dst()), self.cells(*self.src())])).astype(np.int64)
-        values = numbers("random", self.content, "memory", self.reach())
+        values = hashing.anything(self.content, "memory", np.arange(self.reach()))
         cuts = np.flatnonzero(np.diff(live) > 1) + 1
         pieces = {int(p[0]): values[p[0] : p[-1] + 1] for p in np.split(live, cuts) if len(p)}
         (dst_offset, dst_strides), (src_offset, src_strides) = self.dst(), self.src()

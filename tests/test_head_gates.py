@@ -19,10 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import differential, lanes, registry
+from harness import differential, lanes, layout as layouts, registry
 from harness.client import ROOT
 from harness.differential import Example
-from harness.floats import rounded
+from harness.floats import decode, rounded
+from harness.layout import Layout, Place
 from harness.states import Cells, State
 from oracles import head_gates
 from oracles.head_gates import (EPS, KINDS, SOURCES, ApplyScales, FusedLogitsHeadGate, LogitsHeadGate, ProjectAndScale,
@@ -204,6 +205,26 @@ def test_contents_are_bfloat16_numbers_and_products_of_them_are_normal(kind, see
         assert (x * weight).sum() == 0
 
 
+@given(st.sampled_from([k for k in KINDS if k != "ones"]), st.integers(0, 99))
+def test_float32_gates_have_a_float32_s_mantissa(kind, seed):
+    gates = numbers(kind, seed, "gates", 300, "float32")
+    assert (rounded(gates, "float32") == gates).all() and (rounded(gates, "bfloat16") != gates).mean() > 0.9
+    assert (gates != 0).all() and (np.abs(gates) > 2.0**-50).all() and (np.abs(gates) < 2.0**50).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_oracle_sees_the_gates_that_the_subject_sees(dtype):
+    """Contents are float32 numbers; where the layout has a bfloat16 tensor, both see them rounded."""
+    example = Example((FusedLogitsHeadGate(3, heads=4),), Layout({"gates": Place(dtype=dtype)}))
+    (step,) = differential.plan(example, {}, True)
+    placed = layouts.place(example.contract, step.arguments, example.layout, seed=0, run=0)
+    held = np.concatenate([decode(cells, dtype) for _, cells in sorted(placed.cells("gates").items())])
+    value = held.astype(np.float64).reshape(3, 4, 1) * step.arguments["q_scale"].view() * 4**-0.5 * 128**-0.5
+    assert accepts(step.expected["out"], value)
+    exact = example.steps[0].gates().view().reshape(-1)
+    assert (held == rounded(exact, dtype)).all() and (held == exact).all() == (dtype == "float32")
+
+
 # -- writing back -------------------------------------------------------------------------------------------------------
 
 
@@ -231,14 +252,15 @@ def test_the_destination_holds_what_the_source_was_and_nothing_else_changes(case
     after = through_a_copy(case)
     touched = cells.state == State.WRITTEN
     assert sorted(np.flatnonzero(touched)) == sorted(set(case.cells(*case.dst()).tolist()))
-    assert (cells.value[touched] == after[touched]).all()
+    np.testing.assert_array_equal(cells.value[touched], after[touched])
     np.testing.assert_array_equal(before[~touched], after[~touched])
 
 
 @given(update_rope_guarded().map(lambda case: replace(case, source="same")))
 def test_writing_back_in_place_changes_nothing(case):
     before, cells = written(case)
-    assert (cells.value[cells.state == State.WRITTEN] == before[cells.state == State.WRITTEN]).all()
+    touched = cells.state == State.WRITTEN
+    np.testing.assert_array_equal(cells.value[touched], before[touched])
 
 
 @given(update_rope_guarded().map(lambda case: replace(case, source="apart")))
@@ -266,4 +288,4 @@ def test_where_every_cell_comes_from(case, sources):
     assert len(cells.state) == len(sources)
     for i, source in enumerate(sources):
         assert (cells.state[i] == State.WRITTEN) == (source is not None)
-        assert source is None or cells.value[i] == before[source]
+        assert source is None or np.array_equal(cells.value[i], before[source], equal_nan=True)

@@ -104,7 +104,29 @@ def pitch_from_shape(*, gates, q_scale, out, n_heads, softmax_scale):
     out[:tokens, :n_heads] = packed[:, :, None].float() * n_heads**-0.5 * q_scale[:tokens, :n_heads] * softmax_scale
 
 
+def gates_through_bfloat16(*, gates, q_scale, out, n_heads, softmax_scale):
+    """Float32 gates are rounded to bfloat16 on their way (SGLang #19041)."""
+    out[: len(gates), :n_heads] = gates[:, :n_heads, None].bfloat16().float() * q_scale[: len(gates), :n_heads] * softmax_scale
+
+
+def raw_gates_through_bfloat16(*, gates, q_scale, out, n_heads, softmax_scale):
+    """The same for gates that are not scaled yet."""
+    gates_through_bfloat16(gates=gates, q_scale=q_scale * n_heads**-0.5, out=out, n_heads=n_heads, softmax_scale=softmax_scale)
+
+
 # -- writing back -------------------------------------------------------------------------------------------------------
+
+
+def through_bfloat16(**call):
+    """Numbers of every dtype pass through bfloat16."""
+    dst, src = _views(**call)
+    dst.copy_(src.clone().bfloat16().to(src.dtype))
+
+
+def through_float16(**call):
+    """Numbers of every dtype pass through float16."""
+    dst, src = _views(**call)
+    dst.copy_(src.clone().half().to(src.dtype))
 
 
 def address_alone(**call):
