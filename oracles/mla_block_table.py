@@ -29,7 +29,7 @@ from functools import cached_property
 
 import numpy as np
 
-from harness import floats, hashing
+from harness import hashing
 from harness.contract import (ANY_STRIDES, INT, INT32, ROWS_STRIDED, Arg, Case, Contract, Kind, Precondition, Role, Scalar,
                               Variant, beyond)
 from harness.tensors import Input, Output, Region, runs, table, vector
@@ -704,7 +704,7 @@ class _Packed(Case):
 
     spare    capacity of every tensor beyond what the batch needs, in requests and tokens
     missing  rows that the packed tensor lacks;   early  how far in front of where they are the starts say they are
-    content  which contents: any number of the smallest float format, which every other one represents as well
+    content  which contents: any float32 numbers, which a tensor of a smaller dtype holds rounded
     """
 
     requests: tuple[Tokens, ...]
@@ -742,8 +742,7 @@ class _Packed(Case):
 
     def numbers(self, start: int, count: int) -> np.ndarray:
         """Cells of the input, by flat index."""
-        codes = hashing.cells(self.content, "numbers", start + np.arange(count)) & np.uint64(255)
-        return floats.decode(codes.astype(np.uint8), "float8_e4m3fn")
+        return hashing.anything(self.content, "numbers", start + np.arange(count))
 
     def packed(self, *row: int) -> Input:
         """The packed input with rows of shape `row`; dropped tokens are slack."""

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from harness import differential, lanes, registry
 from harness.differential import Example
+from harness.floats import rounded
 from harness.layout import Layout, Place
 from harness.misuse import Misuse, attempt
 from harness.states import Cells, State
@@ -368,6 +369,17 @@ def same(a, b) -> bool:
 
 def padded(case: PadDraftExtendQuery, blank=0) -> np.ndarray:
     return filled(answer(case)["padded_q"], blank)
+
+
+@pytest.mark.parametrize("shorter", ["float8_e4m3fn", "bfloat16", "float16"])
+def test_contents_are_float32_numbers_that_no_shorter_format_holds(shorter):
+    numbers = PadDraftExtendQuery((Tokens(40),), heads=4, head_dim=4).numbers(0, 640)
+    assert same(rounded(numbers, "float32"), numbers)
+    kept = rounded(numbers, shorter).astype(np.float64) == numbers
+    assert kept.mean() < 0.1 and np.isnan(numbers).any() and (numbers == 0).any()
+    if shorter != "bfloat16":
+        narrow = rounded(numbers, "bfloat16")
+        assert not same(rounded(narrow, shorter), narrow)
 
 
 @given(cases.pad_draft_extend_query())

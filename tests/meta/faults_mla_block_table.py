@@ -326,6 +326,30 @@ def heads_of_one_block(*, padded_q, **rest):
     padded_q[:, :, 64:], padded_q[..., 64:] = kept
 
 
+def _through(tensor, dtype):
+    return tensor.to(dtype).to(tensor.dtype)
+
+
+def pad_through_fp8(*, q, **rest):
+    """Queries of every dtype pass through fp8."""
+    _pad(q=_through(q, torch.float8_e4m3fn), **rest)
+
+
+def pad_through_float16(*, q, **rest):
+    """bfloat16 queries, and wider ones, pass through float16."""
+    _pad(q=_through(q, torch.float16), **rest)
+
+
+def unpad_through_bfloat16(*, raw_out, cu_seqlens_q, seq_lens_q, output, bs, max_seq_len_q, sum_seq_lens_q):
+    """Outputs of every dtype pass through bfloat16."""
+    _unpad(_through(raw_out, torch.bfloat16), cu_seqlens_q[:bs].tolist(), seq_lens_q[:bs].tolist(), output)
+
+
+def mask_through_fp8(*, input_emb, **rest):
+    """Tokens of every dtype pass through fp8."""
+    _mask(input_emb=_through(input_emb, torch.float8_e4m3fn), **rest)
+
+
 def packed_without_gaps(*, raw_out, cu_seqlens_q, seq_lens_q, output, bs, max_seq_len_q, sum_seq_lens_q):
     """Starts are the sums of what is kept."""
     counts = seq_lens_q[:bs].tolist()
