@@ -65,6 +65,17 @@ def many(draw, one_in: int) -> bool:
 
 
 @st.composite
+def shared_out(draw, parts: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """As many lengths of the same total, none of them over `most`, which all of `parts` keep to: in any order, and what one
+    has given to the next."""
+    parts = list(draw(st.permutations(parts)))
+    for i in range(len(parts) - 1):
+        given = draw(st.integers(0, min(parts[i], most - parts[i + 1])))
+        parts[i], parts[i + 1] = parts[i] - given, parts[i + 1] + given
+    return tuple(parts)
+
+
+@st.composite
 def repeats(draw, *block_sizes: int) -> int:
     """How often a batch is repeated: mostly once, now and then past a kernel's block of requests."""
     return draw(choice(*block_sizes)) if draw(many(15)) else 1

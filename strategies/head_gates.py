@@ -1,5 +1,7 @@
 """Cases of the head_gates family."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from oracles.head_gates import KINDS, SOURCES, ApplyScales, FusedLogitsHeadGate, LogitsHeadGate, ProjectAndScale, UpdateRope
@@ -69,3 +71,22 @@ def update_rope_guarded(draw) -> UpdateRope:
     return UpdateRope(tokens, heads, rope_dim, head_dim, source=draw(choice(*WAYS)),
                       shift=draw(choice(*near)), gap=draw(choice(0, 3)), spare=draw(spare()),
                       content=draw(st.integers(0, 255)))
+
+
+# -- replays on the buffers of a captured case --------------------------------------------------------------------------
+
+
+@st.composite
+def _other_numbers(draw, captured):
+    """The captured sizes, which all are frozen, with other contents."""
+    return replace(captured, kind=draw(choice(*KINDS)), content=draw(st.integers(0, 255)))
+
+
+project_and_scale_head_gates_replay = logits_head_gate_replay = _other_numbers
+apply_q_scale_and_softmax_scale_replay = fused_logits_head_gate_replay = _other_numbers
+
+
+@st.composite
+def update_rope_guarded_replay(draw, captured: UpdateRope) -> UpdateRope:
+    """The captured views, which are frozen, of a memory with other contents."""
+    return replace(captured, content=draw(st.integers(0, 255)))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracles.page_table import (KINDS, MODES, CuSeqlensQ, ExtendReq, GatherPageTable, MaxSeqLenQ, PageTable1Flattened,
                                 PrefixReq, RealPageTable, Req, TopkIndicesOffset)
 from strategies.common import (
-    SLOT, any_slot, around, batch_floor, choice, crowd, either, lengths, many, repeats, rounded, spare, up)
+    SLOT, any_slot, around, batch_floor, choice, crowd, either, lengths, many, repeats, rounded, shared_out, spare, up)
 
 PAGE_SIZES = (64, 1, 2, 16, 32, 128, 3)
 WIDTHS = (1, 2, 3, 4, 5, 8)
@@ -110,6 +110,14 @@ def page_table_1_flattened(draw, max_requests: int = 5) -> PageTable1Flattened:
         draw(choice(False, False, True)), draw(st.integers(0, 255)))
 
 
+@st.composite
+def page_table_1_flattened_replay(draw, captured: PageTable1Flattened) -> PageTable1Flattened:
+    """As many requests with as many keys in all, on a table of the same width; other slots."""
+    batch = draw(shared_out(captured.all, captured.max_len()))
+    case = replace(captured, lengths=batch, times=1, max_extra=0, content=draw(st.integers(0, 255)))
+    return replace(case, max_extra=captured.max_len() - case.longest())
+
+
 EXTENDS = either(st.integers(0, 8), choice(15, 16, 17, 127, 128, 129, 130, 300))
 PREFIXES = either(choice(0), lengths(most=300), lengths(*around(131072), most=2**20))
 EXTEND_REQUESTS = st.builds(lambda extend, prefix: ExtendReq(extend, extend + prefix), EXTENDS, PREFIXES)
@@ -126,6 +134,13 @@ def topk_indices_offset(draw, max_requests: int = 5) -> TopkIndicesOffset:
 
 
 @st.composite
+def topk_indices_offset_replay(draw, captured: TopkIndicesOffset) -> TopkIndicesOffset:
+    """As many requests with as many query tokens in all, among other keys."""
+    extends = draw(shared_out(tuple(r.extend_len for r in captured.batch), captured.total()))
+    return replace(captured, requests=tuple(ExtendReq(n, n + draw(PREFIXES)) for n in extends), times=1)
+
+
+@st.composite
 def cu_seqlens_q(draw, max_requests: int = 6) -> CuSeqlensQ:
     """Every mode; lengths that the mode does not need are missing or leftovers. Row counts past a block of 1,024."""
     mode = draw(choice(*MODES))
@@ -133,6 +148,12 @@ def cu_seqlens_q(draw, max_requests: int = 6) -> CuSeqlensQ:
     if draw(many(15)):
         extends, times = tuple(n % 5 for n in extends[: draw(choice(1, 2))]), COLUMN_BLOCK + 1
     return CuSeqlensQ(mode, extends, times, draw(choice(*WIDTHS)), draw(st.booleans()), draw(spare()))
+
+
+@st.composite
+def cu_seqlens_q_replay(draw, captured: CuSeqlensQ) -> CuSeqlensQ:
+    """As many requests with as many query tokens in all, in the same mode. Only an extend's boundaries depend on them."""
+    return replace(captured, extends=draw(shared_out(captured.all, sum(captured.all))), times=1)
 
 
 @st.composite

@@ -4,6 +4,7 @@
 | ------------ | ----------------------------------------------------------------------------------------------- |
 | differential | a forgotten scale (SGLang #22232), bfloat16 results, rows of a padded pitch, spare rows written |
 | write-back   | addresses compared without strides (SGLang #22232), copying over what is still to be read       |
+| replays      | a result kept by address and size, of an earlier call's numbers                                 |
 | outside      | a view that leaves its memory                                                                   |
 | bounds       | a bound that lets a wrong gate pass, or fails an honest one                                     |
 | relations    | an oracle that is consistently wrong                                                            |
@@ -28,7 +29,7 @@ from harness.states import Cells, State
 from oracles import head_gates
 from oracles.head_gates import (EPS, KINDS, SOURCES, ApplyScales, FusedLogitsHeadGate, LogitsHeadGate, ProjectAndScale,
                                 UpdateRope, numbers)
-from strategies import domain
+from strategies import domain, sessions
 from strategies.head_gates import update_rope_guarded
 
 FAMILY = "head_gates"
@@ -37,6 +38,11 @@ FAMILY = "head_gates"
 @pytest.mark.gate
 def test_differential(subject, transform, session, record_property):
     lanes.inside(session, subject, transform, domain.of(registry.contracts()[transform]), record_property)
+
+
+@pytest.mark.gate
+def test_replays(subject, transform, session, record_property):
+    lanes.replays(session, subject, transform, sessions.replays(registry.contracts()[transform]), record_property)
 
 
 @pytest.mark.gate

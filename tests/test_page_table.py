@@ -5,7 +5,7 @@
 | differential | repeats of a stale host list (SGLang #15429), contiguity assumed (#15469), tokens taken for pages    |
 |              | (#23757), swapped strides (aiter #1815), sizes of the unselected batch (#18280), shared slots (#15086), |
 |              | keys and query tokens mixed up (#12583), per-request for per-token rows (#17662)                     |
-| replays      | rows and columns of an earlier batch (#24401)                                                        |
+| replays      | rows and columns of an earlier batch (#24401), results kept by address and size                      |
 | far          | 32-bit row and slot offsets (#34725, #20389)                                                         |
 | outside      | slots, lengths and totals that a caller must not pass (#19016)                                       |
 | relations    | an oracle that is consistently wrong                                                                 |
@@ -34,7 +34,7 @@ from oracles.page_table import (CuSeqlensQ, ExtendReq, GatherPageTable, MaxSeqLe
 from strategies import domain, page_table, sessions
 
 FAMILY = "page_table"
-REPLAYED = ["gather_page_table", "real_page_table"]
+REPLAYED = ["gather_page_table", "real_page_table", "page_table_1_flattened", "topk_indices_offset", "cu_seqlens_q"]
 
 
 @pytest.mark.gate

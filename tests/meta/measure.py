@@ -9,13 +9,13 @@ from hypothesis import event
 
 from harness import casefile, registry
 from harness.campaign import PROFILES, Campaign, Outcome, Profile
-from harness.contract import Contract, Kind, base_name, tensors_of
+from harness.contract import Case, Contract, Kind, base_name, tensors_of
+from harness.differential import Example, expect
 from harness.differential import check as differential_check
-from harness.differential import expect
 from harness.generation import Enough, each_distinct
 from harness.states import State
 from harness.tensors import Input, Region
-from strategies import domain
+from strategies import domain, sessions
 
 BUDGET = PROFILES["gate"].counted
 PLANTED = Profile("planted", BUDGET, derandomize=True, later_seconds=0.5)
@@ -73,6 +73,17 @@ def shrunk_and_saved(worker, transform: str, check: str, buffer: str, folder, mo
     report = kinds[check, buffer]
     assert max(case.batch_size() for case in report.example.steps) <= most_requests, report.example
     assert casefile.read(report.path).example == report.example
+
+
+def found_by_replays(worker, transform: str, buffer: str, once: Case) -> None:
+    """Sessions find the fault at a second or later call on the same buffers; one call, `once`, is right."""
+    contract = registry.contracts()[transform]
+    assert differential_check(Example((once,)), worker, contract.rules()) == []
+
+    def later(example) -> set[tuple[str, str]]:
+        return {f.kind for f in differential_check(example, worker, contract.rules()) if f.step}
+
+    assert ("states", buffer) in drawn(sessions.replays(contract), later, BUDGET // 5, {("states", buffer)})
 
 
 CELLS = ("live", "slack", "forbidden", "written", "judged", "untouched", "don't care")

@@ -1,12 +1,15 @@
 """Planted faults of the head_gates family are found and blamed, and its strategies draw what the bugs need."""
 
+from dataclasses import replace
+
 import pytest
-from measure import BUDGET, drawn, found_and_blamed
+from measure import BUDGET, drawn, found_and_blamed, found_by_replays
 
 from harness import registry
 from harness.campaign import PROFILES, Campaign
-from oracles.head_gates import KINDS, SOURCES
-from strategies import domain
+from oracles.head_gates import (KINDS, SOURCES, ApplyScales, FusedLogitsHeadGate, LogitsHeadGate, ProjectAndScale,
+                                UpdateRope)
+from strategies import domain, sessions
 
 FILE = "faults_head_gates.py"
 CONTRACTS = registry.contracts()
@@ -38,6 +41,31 @@ FOUND_BY_SEARCH = [
 @pytest.mark.parametrize(("fault", "transform", "check", "buffer"), FOUND_BY_SEARCH, ids=[row[0] for row in FOUND_BY_SEARCH])
 def test_found_and_blamed(fault, transform, check, buffer, faulty, tmp_path):
     found_and_blamed(faulty(FILE, fault), transform, check, buffer, tmp_path)
+
+
+KEPT = [
+    ("kept_projection", "gates", ProjectAndScale(3, heads=4, hidden=16)),
+    ("kept_gates", "out", LogitsHeadGate(3, heads=4, hidden=16)),
+    ("kept_scales", "out", ApplyScales(3, heads=4)),
+    ("kept_raw_scales", "out", FusedLogitsHeadGate(3, heads=4)),
+    ("kept_source", "memory", UpdateRope(3, source="shifted", shift=1)),
+]
+
+
+@pytest.mark.parametrize(("fault", "buffer", "once"), KEPT, ids=[row[0] for row in KEPT])
+def test_a_result_kept_from_the_call_before_is_found_by_replays(fault, buffer, once, faulty):
+    found_by_replays(faulty(FILE, fault), once.contract.name, buffer, once)
+
+
+@pytest.mark.parametrize("name", [row[2].contract.name for row in KEPT])
+def test_replays_change_the_numbers_and_nothing_else(name):
+    def labels(example):
+        contents = {(getattr(step, "kind", ""), step.content) for step in example.steps}
+        assert len({replace(step, content=0, **({"kind": "ones"} if hasattr(step, "kind") else {}))
+                    for step in example.steps}) == 1
+        return {f"contents {min(len(contents), 3)}", f"2 tokens {example.steps[0].tokens >= 2}"}
+
+    assert {"contents 2", "contents 3", "2 tokens True"} <= set(drawn(sessions.replays(CONTRACTS[name]), labels, 60))
 
 
 @pytest.mark.parametrize(("honest", "transform"), [

@@ -1,10 +1,12 @@
 """Planted faults of the page_table family are found, and its strategies draw what the faults need."""
 
 import pytest
-from measure import BUDGET, drawn, found_and_blamed
+from measure import BUDGET, drawn, found_and_blamed, found_by_replays
 
 from harness import registry
 from harness.contract import Role, tensors_of
+from harness.tensors import Input
+from oracles.page_table import CuSeqlensQ, ExtendReq, PageTable1Flattened, TopkIndicesOffset
 from strategies import domain, sessions
 
 CONTRACTS = registry.contracts()
@@ -42,6 +44,18 @@ NEED_THREE = {"selection_ignored", "idle_requests_skipped"}
 def test_found_and_blamed(fault, transform, check, buffer, faulty, tmp_path):
     requests = 3 if fault in NEED_THREE else 2
     found_and_blamed(faulty("faults_page_table.py", fault), transform, check, buffer, tmp_path, requests)
+
+
+KEPT = [
+    ("kept_flattened", "page_table_1_flattened", PageTable1Flattened((3, 0, 2))),
+    ("kept_offsets", "topk_indices_offset", TopkIndicesOffset((ExtendReq(2, 5), ExtendReq(3, 3)))),
+    ("kept_boundaries", "cu_seqlens_q", CuSeqlensQ("extend", (3, 0, 2))),
+]
+
+
+@pytest.mark.parametrize(("fault", "transform", "once"), KEPT, ids=[row[0] for row in KEPT])
+def test_a_result_kept_from_the_call_before_is_found_by_replays(fault, transform, once, faulty):
+    found_by_replays(faulty("faults_page_table.py", fault), transform, transform, once)
 
 
 # -- the strategies -----------------------------------------------------------------------------------------------------
@@ -170,3 +184,17 @@ def test_replays_shrink_and_grow_on_buffers_of_one_size(name):
                        "grows": any(b > a for a, b in zip(sizes, sizes[1:]))})
 
     assert set(drawn(sessions.replays(CONTRACTS[name]), labels, 60)) == {"shrinks", "grows", "idle"}
+
+
+@pytest.mark.parametrize("name", [row[1] for row in KEPT])
+def test_replays_share_out_the_same_total_anew(name):
+    def labels(example):
+        given = [step.arguments() for step in example.steps]
+        frozen = {tuple(call[n] for n in CONTRACTS[name].frozen_by_capture) for call in given}
+        assert len(frozen) == 1
+        calls = [tuple(tuple(t.view().tolist()) for t in call.values() if isinstance(t, Input) and len(t.shape) == 1
+                       and any(s.values is not None for s in t.spans)) for call in given]
+        return having({"other lengths": len(set(calls)) > 1, "zeros": any(0 in t for call in calls for t in call),
+                       "3 requests": given[0]["bs"] >= 3})
+
+    assert set(drawn(sessions.replays(CONTRACTS[name]), labels, 60)) == {"other lengths", "zeros", "3 requests"}
