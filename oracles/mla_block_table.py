@@ -653,7 +653,7 @@ MLA_BLOCK_TABLE = Contract(
     ),
     preconditions=_TABLE_PRECONDITIONS,
     capturable=True,
-    frozen_by_capture=("bs", "max_blocks", "page_size", "mode", "draft_tokens", "max_seq_len_q"),
+    frozen_by_capture=("bs", "max_blocks", "page_size", "fresh", "mode", "draft_tokens", "max_seq_len_q"),
     upstream_names=("_create_block_kv_indices", "_apply_cuda_graph_metadata", "create_flashmla_kv_indices_triton"),
 )
 
@@ -682,7 +682,7 @@ MLA_MULTI_STEP_DRAFT = Contract(
     variants=(KV_INDEX_TEMPLATE,),
     preconditions=_TABLE_PRECONDITIONS,
     capturable=True,
-    frozen_by_capture=("bs", "max_blocks", "page_size", "steps"),
+    frozen_by_capture=("bs", "max_blocks", "page_size", "fresh", "steps"),
     upstream_names=("TRTLLMMLAMultiStepDraftBackend", "common_template", "generate_draft_decode_kv_indices"),
 )
 

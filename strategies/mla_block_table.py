@@ -173,8 +173,8 @@ def pad_sequence_with_mask(draw) -> PadSequenceWithMask:
 
 
 def _refilled(captured, requests: tuple, content: int, **changes):
-    """The captured case with other requests on tables of the same width, not new any more."""
-    case = replace(captured, requests=requests, repeat=1, padded=False, extra=0, fresh=False, content=content, **changes)
+    """The captured case with other requests on tables of the same width; whether a row's rest is cleared is captured."""
+    case = replace(captured, requests=requests, repeat=1, padded=False, extra=0, content=content, **changes)
     return replace(case, extra=captured.max_blocks() - case.max_blocks())
 
 
@@ -185,7 +185,7 @@ def _room(captured) -> int:
 
 @st.composite
 def mla_block_table_replay(draw, captured: MlaBlockTable) -> MlaBlockTable:
-    """As many requests as captured: some new, the rest padded. Replays never clear the rest of a row."""
+    """As many requests as captured: some new, the rest padded."""
     count, width, most = len(captured.batch), captured.draft_tokens, min(_room(captured), 4300)
     added = width if captured.mode == "target_verify" else max(width, captured.widest) if captured.ragged else 0
     slots = any_slot(captured.slots)

@@ -252,7 +252,7 @@ def test_host_sizes_have_rows_past_the_longest_sequence():
 def test_replayed_tables_shrink_grow_and_idle_on_buffers_of_one_size():
     def labels(example):
         totals = [sum(r.seq_len for r in step.batch) for step in example.steps]
-        sizes = {(step.max_blocks(), len(step.batch), step.spare) for step in example.steps}
+        sizes = {(step.max_blocks(), len(step.batch), step.spare, step.fresh) for step in example.steps}
         assert len(sizes) == 1
         return _chosen({
             "shrinks": any(b < a for a, b in zip(totals, totals[1:])), "grows": any(b > a for a, b in zip(totals, totals[1:])),
