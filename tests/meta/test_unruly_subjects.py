@@ -111,7 +111,7 @@ def test_a_kept_case_outside_the_contract_is_informative():
         content = {"contract": "seqlens_expand", "digest": "0" * 64, "subject": "mine"}
         patch.setattr(lanes.casefile, "document", lambda *_: content)
         patch.setattr(lanes.casefile, "write", lambda path, content: path)
-        lanes.fixed(session, "mine", example, lambda name, value: told.append((name, json.loads(value)["label"])))
+        lanes.kept(session, "mine", example, lambda name, value: told.append((name, json.loads(value)["label"])))
         assert told == [("finding", "UNCHECKED PRECONDITION (out)")]
         with pytest.raises(lanes.FoundWrong):
             lanes.fixed(session, "kernels", example)
