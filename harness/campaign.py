@@ -244,11 +244,18 @@ class Campaign:
         intermittent = ""
         if hits < (1 if found.check == "fault" else CONFIRM):
             intermittent = f"{sum(self._again(example, found) for _ in range(RERUNS))}/{RERUNS}"
+        elif found.check != "fault" and not self._comes_back_alone(example, found):
+            found = replace(found, alone=False, sentence=f"{found.sentence}; only after earlier calls in the same process")
         content = self._document(example, found)
         return Report(found, example, self._saved(content), intermittent)
 
     def _saved(self, content: dict) -> Path:
         return casefile.write(case_path(self.folder, content), content)
+
+    def _comes_back_alone(self, example: Example, found: Found) -> bool:
+        """Whether the case alone is enough, as its replay takes for granted: a subject may keep something between calls."""
+        self.worker.restart_child()
+        return self._again(example, found)
 
     def _again(self, example: Example, found: Found) -> bool:
         return any(f.kind == found.kind for f in self._judge(example)[1])

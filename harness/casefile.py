@@ -29,7 +29,7 @@ class Saved:
     example: Example
     variant: Mapping[str, str]
     subject: str
-    finding: Mapping[str, str]
+    finding: Mapping[str, str | bool]
     versions: Mapping[str, str]
 
 
@@ -76,7 +76,7 @@ def document(example: Example, variant: Mapping[str, str], subject: str, version
         "fills": {"hash": "splitmix64", "seed": example.seed},
         "outside": example.outside,
     }
-    finding = {"check": found.check, "buffer": found.buffer, "sentence": found.sentence} if found else {}
+    finding = {"check": found.check, "buffer": found.buffer, "sentence": found.sentence, "alone": found.alone} if found else {}
     return {**body, "subject": subject, "versions": dict(versions), "finding": finding, "digest": _digest(body)}
 
 

@@ -58,6 +58,7 @@ class Found:
     wrote: str = ""
     where: str = ""
     picture: Picture | None = None
+    alone: bool = True  # comes back in a process that has made no other call
 
     @property
     def kind(self) -> tuple[str, str]:

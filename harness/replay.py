@@ -106,12 +106,20 @@ def _replay(saved: Saved, options) -> int:
     finally:
         worker.close()
     print(*(["FAILED"] if found else []), sep="\n", end="\n" if found else "")
-    return FAILED if found else FIXED
+    return FAILED if found else ERROR if _needs_more(saved) else FIXED
+
+
+def _needs_more(saved: Saved) -> bool:
+    """Whether the case alone never showed what was found."""
+    return not saved.finding.get("alone", True)
 
 
 def _say(saved: Saved, options, found: list[Found]) -> None:
     name = saved.example.contract.name
-    if not found:
+    if not found and _needs_more(saved):
+        print(f"ERROR   {name}: nothing is wrong in a process of its own, and nothing ever was: what the subject keeps between "
+              "calls made it fail. Run the gate again")
+    elif not found:
         print(f"FIXED   {name}: nothing is wrong on {saved.example}")
     for f in found:
         print(rendering.finding(results.of(options.subject, name, saved.variant, Report(f, saved.example, options.case))))

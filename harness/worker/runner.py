@@ -110,8 +110,9 @@ class Runner:
         if "device" in view:
             return torch.empty_strided(shape, strides, dtype=dtype, device=view["device"])
         if 0 in shape:
-            dense = torch.empty(shape, dtype=dtype, device=self.device)  # without a cell only the row pitch says anything
-            return dense if dense.dim() < 2 else dense.as_strided(shape, (max(strides[0], dense.stride(0)), *dense.stride()[1:]))
+            empty = torch.empty(shape, dtype=dtype, device=self.device)  # without a cell only the row pitch says anything
+            pitch = max(strides[0], empty.stride(0))
+            return empty if empty.dim() < 2 else empty.as_strided(shape, (pitch, *empty.stride()[1:]))
         reach = sum((n - 1) * s for n, s in zip(shape, strides)) + 1 + view["storage_offset"]
         first = view["start"] - view["storage_offset"] * dtype.itemsize
         raw = self.memory.bytes(view["block"], first, reach * dtype.itemsize)

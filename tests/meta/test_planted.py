@@ -152,7 +152,7 @@ class LeavesOutAChangeOfMode:
     def __init__(self, worker):
         self._worker, self._last = worker, "decode_metadata"
         self.options, self.versions, self.limits, self.tier = worker.options, worker.versions, worker.limits, worker.tier
-        self.describe = worker.describe
+        self.describe, self.restart_child = worker.describe, worker.restart_child
 
     def run(self, header, blobs):
         reply, data = self._worker.run(header, blobs)

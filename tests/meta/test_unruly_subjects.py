@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import casefile, lanes, registry
+from harness import casefile, lanes, registry, replay
 from harness.campaign import Campaign, Profile, case_path
 from harness.client import ROOT, Limits
 from harness.differential import Example
@@ -70,6 +70,34 @@ def test_a_finding_of_a_fixed_case_is_a_red_verdict(unruly):
     (row,) = (r for r in json.loads((folder / "verdicts.json").read_text()) if r["transform"] == "real_page_table")
     assert row["verdict"] == "DEFECT" and row["counted"] > 20, row
     assert "pass" not in (folder / "summary.md").read_text().splitlines()[0]
+
+
+KEEPS = """
+import torch
+
+_kept = {}
+
+def cu_seqlens(*, seqlens, cu_seqlens):
+    n = len(seqlens)
+    if n not in _kept:
+        _kept[n] = torch.cumsum(seqlens, 0).clone()
+    cu_seqlens[1 : n + 1] = _kept[n]
+    cu_seqlens[0] = 0
+"""
+
+
+def test_what_only_earlier_calls_make_wrong_is_never_called_fixed(tmp_path, capsys):
+    """A cache by batch size: the case alone is right."""
+    (tmp_path / "mine.py").write_text(KEEPS)
+    done = run(tmp_path / "mine.py", "tests/test_seqlens.py", "-k", "cu_seqlens and differential")
+    assert "DEFECT  cu_seqlens:" in done.stdout and "; only after earlier calls in the same process" in done.stdout, done.stdout
+    path = ROOT / next(line.split()[2] for line in done.stdout.splitlines() if line.startswith("  replay "))
+    try:
+        assert replay.main([str(path)]) == replay.ERROR
+    finally:
+        path.unlink()
+    said = capsys.readouterr().out
+    assert "FIXED" not in said and "Run the gate again" in said
 
 
 def test_supports_that_raises_is_an_error_of_use(tmp_path):
