@@ -205,10 +205,12 @@ def pytest_runtest_makereport(item, call):
     """An error of use or of the suite is one line, not a traceback."""
     report = (yield).get_result()
     attach(item, call, report)
-    if call.excinfo is not None and call.excinfo.errisinstance((UsageError, InfraError)):
+    given = getattr(item, "funcargs", {})
+    # In a lane also what the machine denies, a full disk say: the subject was not judged.
+    ours = (UsageError, InfraError, *((OSError,) if "session" in given else ()))
+    if call.excinfo is not None and call.excinfo.errisinstance(ours):
         label = "ERROR" if call.excinfo.errisinstance(UsageError) else "INFRA"
         report.longrepr = f"{label}  {call.excinfo.value}"
-        given = getattr(item, "funcargs", {})
         if "subject" in given and (transform := _transform(given)):
             row = Row(given["subject"], transform, "infra", "INFRA", notes=[str(call.excinfo.value)])
             report.user_properties.append(("verdict", row.dump()))

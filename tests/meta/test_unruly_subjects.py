@@ -100,6 +100,27 @@ def test_what_only_earlier_calls_make_wrong_is_never_called_fixed(tmp_path, caps
     assert "FIXED" not in said and "Run the gate again" in said
 
 
+FULL = """
+import errno, sys, pytest
+from harness import casefile
+
+def write(path, content):
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+casefile.write = write
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_a_case_that_cannot_be_saved_is_no_verdict_on_the_subject(tmp_path):
+    (tmp_path / "mine.py").write_text(KEEPS.replace("if n not in _kept:", "if True:").replace(".clone()", ".clone() + 1"))
+    done = subprocess.run([sys.executable, "-c", FULL, "-q", "-n", "0", "-m", "gate", "-p", "no:cacheprovider",
+                           "tests/test_seqlens.py", "-k", "cu_seqlens and differential", f"--subject={tmp_path / 'mine.py'}"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "INFRA  [Errno 28] No space left on device" in done.stdout, done.stdout
+    assert "NOT PROVIDED" not in done.stdout and "Traceback" not in done.stdout
+
+
 def test_supports_that_raises_is_an_error_of_use(tmp_path):
     (tmp_path / "mine.py").write_text("def supports(case):\n    return case['nope']\n\n\ndef cu_seqlens(**given):\n    pass\n")
     done = run(tmp_path / "mine.py", "tests/test_seqlens.py", "-k", "cu_seqlens and differential")
