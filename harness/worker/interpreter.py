@@ -23,6 +23,7 @@ def install(shadow_of, stock: bool = False) -> Shadow:
     poison_masked_lanes(interpreter)
     scalar_and_vector_masks(interpreter)
     narrow_float_casts(interpreter)
+    integer_sums_wrap(interpreter)
     watch_launches(interpreter, shadow)
     return shadow
 
@@ -118,6 +119,24 @@ def narrow_float_casts(interpreter) -> None:
         return result.view({4: torch.int32, 2: torch.int16, 1: torch.uint8}[goal.itemsize]).numpy().view(bits[goal.itemsize])
 
     interpreter._convert_float = convert
+
+
+def integer_sums_wrap(interpreter) -> None:
+    """The sum of an integer block wraps in the block's dtype, as on hardware.
+
+    NumPy sums in 64 bits, and before 3.9 Triton fails to convert a sum of all lanes that 32 do not hold. Scans convert blocks,
+    which wraps.
+    """
+    stock = interpreter.ReduceOps.sum
+
+    def wrapping(self, block):
+        dtype = np.dtype(interpreter._get_np_dtype(block.dtype))
+        if not block.dtype.is_int() or dtype.kind not in "iu":
+            return stock(self, block)
+        total = np.sum(block.handle.data, axis=self.axis, keepdims=self.keep_dims, dtype=dtype)
+        return self.to_tensor(total, block.dtype)
+
+    interpreter.ReduceOps.sum = wrapping
 
 
 class _Refused(Exception):

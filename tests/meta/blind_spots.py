@@ -94,6 +94,15 @@ def _widen(bf16, fp8, out, N: tl.constexpr):
 
 
 @triton.jit
+def _sums(x, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    values = tl.load(x + i)
+    tl.store(out, tl.sum(values))
+    tl.store(out + 1 + tl.arange(0, 2), tl.sum(tl.reshape(values, (2, N // 2)), axis=1))
+    tl.store(out + 3 + i, tl.cumsum(values))
+
+
+@triton.jit
 def _nothing(out):
     return
 
@@ -164,6 +173,16 @@ def wide_casts():
     return [str(v) for v in out.tolist()]
 
 
+def sums():
+    """The sum of all, of each half, and up to each, of integers whose sum passes their dtype's largest, by dtype."""
+    found = {}
+    for dtype, value in ((torch.int8, 100), (torch.int32, 2**30 + 1), (torch.uint32, 2**31 + 1), (torch.int64, 2**62 + 1)):
+        out = torch.zeros(7, dtype=torch.int64)
+        _sums[(1,)](torch.tensor([value] * 4, dtype=dtype), out, N=4)
+        found[str(dtype)] = out.tolist()
+    return found
+
+
 def grids():
     """Which grids the shadow memory reports; the stock interpreter runs them all."""
     out, seen = torch.zeros(1, dtype=torch.int32), {}
@@ -183,6 +202,6 @@ def attempt(test):
 
 
 tests = (loop_bound, masked_lane, one_masked_lane, mixed_mask, masked_overflow, wrapped_product, loop_index, bf16,
-         narrow_casts, wide_casts, grids)
+         narrow_casts, wide_casts, sums, grids)
 answers = {test.__name__: attempt(test) for test in (tests if shims else tests[:-1])}
 print(json.dumps({"triton": triton.__version__, "numpy": np.__version__, **answers}))

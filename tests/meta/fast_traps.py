@@ -26,6 +26,17 @@ def alike(*, seqlens, cu_seqlens):
     _alike[(1,)](seqlens, cu_seqlens, min(len(seqlens), 2), BLOCK=8)
 
 
+@triton.jit
+def _sums(seqlens, out, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    everything = tl.sum(tl.load(seqlens + i, mask=i < n))  # of poison in masked-off lanes, which passes 2^31
+    tl.store(out + i, everything + tl.cumsum(i * 0 + 2147483647), mask=i < n + 1)
+
+
+def sums(*, seqlens, cu_seqlens):
+    _sums[(1,)](seqlens, cu_seqlens, len(seqlens), BLOCK=triton.next_power_of_2(len(seqlens) + 8))
+
+
 def different(*, seqlens, cu_seqlens):
     """Another answer where the interpreter is fast."""
     from triton.runtime import interpreter

@@ -72,6 +72,16 @@ def test_casts_from_narrow_floats_keep_nan(shimmed, stock):
     assert stock["wide_casts"] != right
 
 
+def test_sums_of_integers_wrap_in_the_dtype_that_triton_gives_them(shimmed, stock):
+    right = {"torch.int8": [400, 200, 200, 100, 200, 300, 400],
+             "torch.int32": [4, 2 - 2**31, 2 - 2**31, 2**30 + 1, 2 - 2**31, 3 - 2**30, 4],
+             "torch.uint32": [4, 2, 2, 2**31 + 1, 2, 2**31 + 3, 4],
+             "torch.int64": [4, 2 - 2**63, 2 - 2**63, 2**62 + 1, 2 - 2**63, 3 - 2**62, 4]}
+    assert shimmed["sums"] == right
+    version = tuple(int(part) for part in stock["triton"].split(".")[:2])
+    assert (stock["sums"] == right) == (version >= (3, 9))
+
+
 def test_launches_that_hardware_refuses_are_reported(shimmed):
     refused = {grid: rules for grid, rules in shimmed["grids"].items() if rules}
     assert refused == {"(0,)": ["grid"], "(1, 65536)": ["grid"], "(1, 1, 65536)": ["grid"]}

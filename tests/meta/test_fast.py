@@ -99,8 +99,9 @@ def test_faults_of_a_family_are_seen_alike(file, workers):
         same(faulty(workers, f"{file}.py", fault), transform, 20 if LONG else 1)
 
 
-def test_calls_that_look_alike_are_told_apart(workers):
-    same(faulty(workers, "fast_traps.py", "alike"), "cu_seqlens", 12)
+@pytest.mark.parametrize("trap", ["alike", "sums"])
+def test_calls_that_look_alike_are_told_apart_and_sums_wrap_alike(trap, workers):
+    same(faulty(workers, "fast_traps.py", trap), "cu_seqlens", 12)
 
 
 def test_a_difference_between_the_two_forms_is_seen(workers):
