@@ -23,7 +23,7 @@ BODY = ROOT / "harness" / "worker" / "standalone.py"
 ANY_DEVICE = 'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"'
 INTERPRETED = 'DEVICE = "cpu"  # Triton\'s interpreter, where this was found; "cuda" runs the compiled kernel'
 SHIMS = ("poison", "loop_bounds_from_memory", "poison_masked_lanes", "scalar_and_vector_masks", "narrow_float_casts",
-         "integer_sums_wrap")
+         "integer_sums_wrap", "first_config_of_autotune")
 ONLY_HERE = {"race": "a race", "grid": "a launch grid that hardware refuses"}
 MOST_CELLS = 200_000
 MARGIN = {"cpu": 60.0, "cuda": 300.0}  # seconds beyond the run's limit: torch is imported, and a GPU's kernels compile

@@ -24,6 +24,7 @@ def install(shadow_of, stock: bool = False) -> Shadow:
     scalar_and_vector_masks(interpreter)
     narrow_float_casts(interpreter)
     integer_sums_wrap(interpreter)
+    first_config_of_autotune(interpreter)
     watch_launches(interpreter, shadow)
     return shadow
 
@@ -137,6 +138,28 @@ def integer_sums_wrap(interpreter) -> None:
         return self.to_tensor(total, block.dtype)
 
     interpreter.ReduceOps.sum = wrapping
+
+
+def first_config_of_autotune(interpreter) -> None:
+    """`triton.autotune` measures its configs on a GPU; run the first instead, of those that the kernel's pruning leaves.
+
+    Hooks that are there for the measuring (`reset_to_zero`, `restore_value`) do not run; a config's own `pre_hook` does.
+    """
+    from triton.runtime.autotuner import Autotuner
+
+    stock = Autotuner.run
+
+    def run(self, *args, **kwargs):
+        every = usable = self.configs
+        if len(every) > 1 and self.early_config_prune:
+            usable = self.early_config_prune(every, dict(zip(self.arg_names, args)), **kwargs)
+        self.configs = list(usable)[:1] or every
+        try:
+            return stock(self, *args, **kwargs)
+        finally:
+            self.configs = every
+
+    Autotuner.run = run
 
 
 class _Refused(Exception):

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from harness import registry
+from harness.differential import check
+from harness.generation import each_distinct
+from strategies import domain
+
 SCRIPT = Path(__file__).parent / "blind_spots.py"
 
 
@@ -85,6 +90,23 @@ def test_sums_of_integers_wrap_in_the_dtype_that_triton_gives_them(shimmed, stoc
 def test_launches_that_hardware_refuses_are_reported(shimmed):
     refused = {grid: rules for grid, rules in shimmed["grids"].items() if rules}
     assert refused == {"(0,)": ["grid"], "(1, 65536)": ["grid"], "(1, 1, 65536)": ["grid"]}
+
+
+@pytest.mark.parametrize(("kernel", "found"), [
+    ("right", set()), ("first_pruned", set()), ("wrong", {("states", "cu_seqlens")})])
+def test_an_autotuned_kernel_is_judged_by_its_first_config(kernel, found, faulty):
+    assert autotuned(kernel, faulty) == found
+
+
+def test_blind_only_the_first_config_of_an_autotuned_kernel_runs(faulty):
+    assert autotuned("second_wrong", faulty) == set()
+
+
+def autotuned(kernel: str, faulty) -> set[tuple[str, str]]:
+    """The kinds of findings of a few examples."""
+    contract, worker, kinds = registry.contracts()["cu_seqlens"], faulty("autotuned.py", kernel), set()
+    each_distinct(domain.of(contract), 5, lambda e: kinds.update(f.kind for f in check(e, worker, contract.rules())))
+    return kinds
 
 
 def test_blind_loop_indices_are_python_integers_and_never_wrap(shimmed):
