@@ -22,7 +22,7 @@ from harness.client import ROOT, InfraError, UsageError
 from harness.mutant_lanes import (GATE, INCOMPETENT, KILLED, SURVIVED, TIMEOUT, UNREACHED, Lanes, Name, Probe, Result, Setup,
                                   Target)
 from harness.mutant_ledger import KILLERS, LEDGER, Entry, killers, learn, ledger
-from harness.mutants import OPERATORS, Mutant
+from harness.mutants import OPERATORS, Mutant, mutants
 
 ROUNDS = (24, 96)  # examples of each transform at first, and for what survived those; a gate's worth for the rest
 LEDGER_TRIES = 5  # examples on which a mutant of the ledger is tried, unless everything is asked for
@@ -160,6 +160,8 @@ def targets(options) -> list[Target]:
             raise UsageError("--changed chooses the targets itself; give it or targets")
         return list(_changed(options.changed))
     found = [_target(text, options) for text in options.target or families()]
+    for text, target in zip(options.target, found):
+        _something_to_mutate(text, target)
     if not options.again:
         return found
     try:
@@ -188,6 +190,24 @@ def _target(text: str, options) -> Target:
                 raise UsageError(f"{text} lies under --subject-path; say with --subject whose adapters call it (e.g. sglang)")
             return Target(file.stem, file, folder, "path", options.subject, among, functions)
     return Target(file.stem, file, file.parent, "file", str(file), among, functions)
+
+
+def _something_to_mutate(text: str, target: Target) -> None:
+    """A target without mutants would have a perfect score.
+
+    Raises:
+        UsageError: the file has no Triton functions, or none of the given name.
+    """
+    try:
+        source = target.file.read_text()
+        names = list(dict.fromkeys(m.function for m in mutants(source)))
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{text}: {target.file} is no Python file: {error}") from None
+    if not names:
+        raise UsageError(f"{text}: nothing to mutate, {target.file} has no Triton function that could be; it has "
+                         f"{', '.join(_functions(source)) or 'no function at all'}")
+    if target.functions and target.functions.isdisjoint(names):
+        raise UsageError(f"{text}: nothing to mutate in a function of that name; {target.file} has {', '.join(names)}")
 
 
 def family(name: str, functions: frozenset[str] | None = None) -> Target:

@@ -266,6 +266,10 @@ def test_an_interrupted_run_leaves_a_report(tmp_path, monkeypatch):
     (["nothing"], "neither a family"), (["--changed", "no-such-base"], "--changed no-such-base"),
     (["seqlens", "--changed", "HEAD"], "give it or targets"), (["seqlens", "--again", "no-such-file"], "no-such-file"),
     (["seqlens", "--write"], "--write publishes all our kernels"),
+    (["page_table", "seqlens:foo"], "seqlens:foo: nothing to mutate in a function of that name"),
+    (["seqlens:foo"], "seqlens.py has _"), (["seqlens:foo", "--list"], "seqlens.py has _"),
+    ([f"{mutate.ROOT}/harness/kept.py"], "kept.py has no Triton function that could be; it has "),
+    ([f"{mutate.ROOT}/README.md"], "README.md is no Python file"),
 ])
 def test_errors_of_use_are_one_line_and_exit_2(given, says, capsys):
     assert mutate.main(given) == 2
