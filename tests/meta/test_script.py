@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +100,19 @@ def test_a_folder_of_kernels_has_a_script(mine, tmp_path):
     finally:
         worker.close()
     assert says in run(tmp_path / "case.py").stdout
+
+
+def test_an_error_of_the_bare_interpreter_is_not_taken_for_the_finding(tmp_path):
+    (tmp_path / "tuned.py").write_text((Path(__file__).parent / "autotuned.py").read_text() + "\n\ncu_seqlens = wrong\n")
+    example, rules = Example((CuSeqlens((3, 5)),)), registry.contracts()["cu_seqlens"].rules()
+    worker = Worker(WorkerOptions(str(tmp_path / "tuned.py")), list(registry.contracts().values()))
+    try:
+        found = replay(example, worker, rules)
+        said = script.write(tmp_path / "case.py", example, worker, rules, found)
+    finally:
+        worker.close()
+    assert said == "run once: it fails, with the interpreter's shims"
+    assert "cu_seqlens[1] is 4, and must be 3" in run(tmp_path / "case.py").stdout
 
 
 def test_the_script_passes_once_the_kernel_is_right(worker, mine, tmp_path):
