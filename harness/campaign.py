@@ -279,8 +279,8 @@ class OutsideCampaign(Campaign):
 
 
 def case_path(folder: Path, content: dict) -> Path:
-    """Where a failing case is written: two subjects have a file each for one case."""
-    both = f"{content['digest']} {Path(content['subject']).stem}"
+    """Where a failing case is written: two subjects have a file each for one case, also two files of one name."""
+    both = f"{content['digest']} {content['subject']}"
     return folder / f"{content['contract']}-{hashlib.sha256(both.encode()).hexdigest()[:8]}.json"
 
 

@@ -132,8 +132,9 @@ def test_two_subjects_keep_a_file_each_for_one_case(tmp_path):
         content = casefile.document(Example((CuSeqlens((3, 5)),)), {}, subject, {}, None)
         return casefile.write(case_path(tmp_path, content), content)
 
-    assert saved("kernels") == saved("kernels") != saved("/elsewhere/mine.py")
-    assert {json.loads(p.read_text())["subject"] for p in tmp_path.iterdir()} == {"kernels", "/elsewhere/mine.py"}
+    subjects = {"kernels", "/elsewhere/mine.py", "/another/mine.py"}
+    assert saved("kernels") == saved("kernels") and len({saved(s) for s in subjects}) == 3
+    assert {json.loads(p.read_text())["subject"] for p in tmp_path.iterdir()} == subjects
 
 
 def test_a_hang_of_one_transform_leaves_the_next_its_time(planted, tmp_path):
