@@ -169,11 +169,15 @@ def main(subject, steps, watched, shims=()):
         memory, tensors = build(step)
         given = {name: argument(spec, tensors) for name, spec in step["arguments"].items()}
         native, seen = watch(step, memory) if watched and DEVICE == "cpu" else (None, [])
-        returned = function(**given)
+        returned, ended = None, []
+        try:
+            returned = function(**given)
+        except SystemExit as raised:  # it would end this script too, as right if its status is 0
+            ended = [f"raised SystemExit: {raised}"]
         if native:
             interpreter._interpreter = native
-        wrong = seen + list(differences(step, memory))
-        if "returned" in step and returned != step["returned"]:
+        wrong = ended or seen + list(differences(step, memory))
+        if "returned" in step and not ended and returned != step["returned"]:
             wrong.append(f"returned {returned!r}, and must return {step['returned']!r}")
         wrong += [f"the argument {n} was changed to {given[n]!r}" for n, spec in step["arguments"].items()
                   if "value" in spec and given[n] != spec["value"]]

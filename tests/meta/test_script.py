@@ -44,6 +44,12 @@ def assign_extend_cache_locs(*, req_pool_indices, req_to_token, start_offset, en
         out_cache_loc[done : done + end - start] = req_to_token[slot, start:end]  # raises when it has written already
         done += end - start
 """
+ENDS = """
+import sys
+
+def cu_seqlens(*, seqlens, cu_seqlens):
+    sys.exit(0)
+"""
 HANGS = """
 import time
 
@@ -156,6 +162,15 @@ def test_a_broken_precondition_has_a_script_without_expectations(worker, tmp_pat
     assert "IndexError: index 9 is out of bounds" in run(tmp_path / "case.py").stderr
     fine = Example((AssignExtendCacheLocs((Extent(0, 0, 2),)),), outside="slots exist")
     assert script.write(tmp_path / "fine.py", fine, worker, {}, []) == "run once: it passes"
+
+
+def test_a_kernel_that_ends_the_process_is_not_right(tmp_path):
+    (tmp_path / "ends.py").write_text(ENDS)
+    worker = Worker(WorkerOptions(str(tmp_path / "ends.py")), list(registry.contracts().values()))
+    example = Example((CuSeqlens((3, 5)),))
+    said = script.write(tmp_path / "case.py", example, worker, {}, replay(example, worker, {}))
+    worker.close()
+    assert said == "run once: it fails" and "raised SystemExit: 0" in run(tmp_path / "case.py").stdout
 
 
 def test_a_kernel_that_does_not_end_is_stopped(tmp_path, monkeypatch):
