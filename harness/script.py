@@ -1,5 +1,6 @@
 """`ci/replay --script`: a case as one Python file of literals that needs torch, Triton and the kernel, and no plumbline."""
 
+import itertools
 import pprint
 import re
 import subprocess
@@ -25,6 +26,7 @@ ANY_DEVICE = 'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"'
 INTERPRETED = 'DEVICE = "cpu"  # Triton\'s interpreter, where this was found; "cuda" runs the compiled kernel'
 SHIMS = ("poison", "loop_bounds_from_memory", "poison_masked_lanes", "scalar_and_vector_masks", "narrow_float_casts",
          "integer_sums_wrap", "first_config_of_autotune")
+MARK = "Needs torch, Triton and the kernel, and nothing of plumbline, which wrote it."
 ONLY_HERE = {"race": "a race", "grid": "a launch grid that hardware refuses"}
 MOST_CELLS = 200_000
 MARGIN = {"cpu": 60.0, "cuda": 300.0}  # seconds beyond the run's limit: torch is imported, and a GPU's kernels compile
@@ -34,15 +36,15 @@ def write(path: Path, example: Example, worker, rules: Mapping[str, str], found:
     """Write the script and run it once; returns what there is to say about it.
 
     Raises:
-        UsageError: the finding cannot be shown outside this suite.
+        UsageError: the finding cannot be shown outside this suite, or the file is another's or cannot be written.
     """
+    _may_write(path, _subject(worker, example.contract))
     first = _first_anywhere(found)
     steps = _host_steps(example, rules) if example.contract.kind is Kind.HOST else _steps(example, worker, rules, first)
     watched = bool(first) and (first.check == "memory" or "load" in first.sentence or "store" in first.sentence)
-    path.parent.mkdir(parents=True, exist_ok=True)
     status, limit = 0, worker.options.run_limit + MARGIN[worker.options.device]
     for shims in (False, True):
-        path.write_text(_text(example, worker, first, steps, watched, shims))
+        _save(path, _text(example, worker, first, steps, watched, shims))
         try:
             status, said = _run(worker.options.python, path, limit)
         except subprocess.TimeoutExpired:
@@ -52,6 +54,34 @@ def write(path: Path, example: Example, worker, rules: Mapping[str, str], found:
             return "run once: it " + ("fails" if found else "passes") + (", with the interpreter's shims" if shims else "")
     return "run once: it " + ("passes, though the case fails; the suite sees more (docs/explanation.md)" if found else
                               f"ends with status {status}, though the case is right")
+
+
+def _may_write(path: Path, subject: dict) -> None:
+    """Raises UsageError where something is there that no --script wrote: the kernel itself, for one."""
+    own = Path(subject.get("file") or Path(subject.get("folder", ""), f"{subject['module']}.py"))
+    try:
+        if not path.exists():
+            return
+        if own.exists() and own.samefile(path):
+            raise UsageError(f"--script {path}: that is the kernel under test; name another file")
+        if not path.is_file() or not _a_script(path.read_text(encoding="utf-8", errors="replace")):
+            raise UsageError(f"--script {path}: that is there, and no script that --script wrote; name another file")
+    except OSError as error:
+        raise UsageError(f"--script {path}: cannot be read ({error.strerror})") from None
+
+
+def _a_script(text: str) -> bool:
+    """Whether the comment at the head of a file says that it was written here."""
+    head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return any(line.startswith(f"# {MARK}") for line in head)
+
+
+def _save(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UsageError(f"--script {path}: cannot be written ({error.strerror}: {error.filename})") from None
 
 
 def _first_anywhere(found: list[Found]) -> Found | None:
@@ -199,8 +229,7 @@ def _text(example: Example, worker, first: Found | None, steps: list[dict], watc
     contract = example.contract
     says = first.sentence if first else "a case that was right when this was written"
     head = [f"{contract.name}: {says}", f"Case: {example!r}",
-            "Needs torch, Triton and the kernel, and nothing of plumbline, which wrote it. Exit status 1 while the kernel is "
-            "wrong, 0 when it is right."]
+            f"{MARK} Exit status 1 while the kernel is wrong, 0 when it is right."]
     comment = "".join(textwrap.fill(line, 120, initial_indent="# ", subsequent_indent="#   ") + "\n" for line in head)
     literals = "SUBJECT = " + _literal(_subject(worker, contract)) + "\n\nSTEPS = " + _literal(steps) + "\n"
     unusual = "inf, nan = float('inf'), float('nan')\n\n" if re.search(r"\b(inf|nan)\b", literals) else ""

@@ -132,6 +132,27 @@ def test_the_script_passes_once_the_kernel_is_right(worker, mine, tmp_path):
     assert run(tmp_path / "case.py").returncode == 0
 
 
+def test_a_script_overwrites_nothing_but_a_script(worker, mine, tmp_path):
+    example, _ = CASES["returned"]
+    rules = example.contract.rules()
+    write = lambda path: script.write(path, example, worker, rules, replay(example, worker, rules))
+    (tmp_path / "notes.py").write_text("# mine\n")
+    (tmp_path / "link.py").symlink_to(mine)
+    for path, says in ((mine, "kernel under test"), (tmp_path / "link.py", "kernel under test"), (tmp_path, "no script that"),
+                       (tmp_path / "notes.py", "no script that"), (tmp_path / "notes.py" / "case.py", "cannot be written")):
+        with pytest.raises(UsageError, match=says) as refused:
+            write(path)
+        assert "\n" not in str(refused.value)
+    assert mine.read_text() == KERNELS and (tmp_path / "notes.py").read_text() == "# mine\n"
+    assert write(tmp_path / "case.py") == write(tmp_path / "case.py") == "run once: it fails"
+
+
+def test_a_kernel_is_no_script_whatever_its_comment_says(tmp_path):
+    (tmp_path / "mine.py").write_text(f"# {script.MARK}\n{KERNELS}")
+    with pytest.raises(UsageError, match="kernel under test"):
+        script._may_write(tmp_path / "mine.py", {"file": str(tmp_path / "mine.py"), "function": "cu_seqlens"})
+
+
 def test_a_race_has_no_script(worker, tmp_path):
     example, _ = CASES["memory"]
     race = Found("memory", "cu_seqlens race", "race on cu_seqlens[0]")
