@@ -249,7 +249,7 @@ class Worker:
         if isinstance(reply, Fault):
             raise InfraError(f"the subject's supports() ended the worker: {reply.detail}")
         if reply["raised"]:
-            raise UsageError(f"--subject {self.options.subject}: supports() raised {reply['raised']} on a case of {family}")
+            raise UsageError(f"--subject {self.options.subject}: supports() {reply['raised']} on a case of {family}")
         return reply["answers"]
 
     def run(self, header: dict, blobs: list) -> tuple["dict | Fault", list]:

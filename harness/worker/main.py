@@ -154,11 +154,12 @@ def _child(messages, channel: socket.socket, runner) -> None:
 
 
 def _supported(subject, header: dict) -> tuple[list[str], str]:
-    """The subject's answers, or what its supports() raised."""
+    """The subject's answers, or what its supports() did instead."""
     try:
         return [subject.supports(header["family"], case) for case in header["cases"]], ""
     except BaseException as error:  # whatever a user's function raises is a report to its author
-        return [], f"{type(error).__name__}: {error}"
+        name = type(error).__name__
+        return [], f"{error}" if name == "SubjectError" else f"raised {name}: {error}"
 
 
 if __name__ == "__main__":

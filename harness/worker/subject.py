@@ -5,7 +5,11 @@ import importlib.util
 import inspect
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 BUILT_IN = {"kernels": ".", "plans": "plans.py", "eager": "eager", "sglang": "sglang"}
 
@@ -38,8 +42,14 @@ class Subject:
             return self._modules["*"]
         if family not in self._modules:
             path = self._folder / f"{family}.py"
-            self._modules[family] = importlib.import_module(f"{self._name}.{family}") if path.exists() else None
+            self._modules[family] = self._imported(family, path) if path.exists() else None
         return self._modules[family]
+
+    def _imported(self, family: str, path: Path) -> types.ModuleType:
+        try:
+            return importlib.import_module(f"{self._name}.{family}")
+        except BaseException as error:  # as for a file: whatever it raises is a report to its author
+            raise SubjectError(f"--subject {self.spec}: importing {path} raised {type(error).__name__}: {error}") from error
 
     def function(self, family: str, name: str):
         """The subject's function for a contract, or None (NOT PROVIDED)."""
@@ -51,30 +61,32 @@ class Subject:
         """What the suite wants to know before it draws cases.
 
         Raises:
-            SubjectError: the function cannot be called with the keywords `given`, or VARIANTS is no dict of dicts.
+            SubjectError: the function cannot be called with the keywords `given`, or a table such as VARIANTS is not
+                what it must be.
         """
         module = self.module(family)
-        variants = self._variants(module)
+        rules, costs = lambda value: _is_table(value, _is_text), lambda value: _is_table(value, lambda _: True)
+        variants = self._declared(module, "VARIANTS", rules, '{"contract": {"rule": "choice"}}')
+        cost = self._declared(module, "COST", costs, '{"contract": {"launches": 2}}')
+        missing = self._declared(module, "MISSING", _is_text, '{"contract": "why it is not there"}')
         self._callable(family, name, given)
         return {
             "provided": self.function(family, name) is not None,
             "variant": variants.get(name, {}),
             "chooses": list(variants),
-            "version": getattr(module, "VERSION", ""),
-            "cost": getattr(module, "COST", {}).get(name, {}),
+            "version": str(getattr(module, "VERSION", "")),
+            "cost": cost.get(name, {}),
             "capturable": bool(getattr(module, "CAPTURABLE", self.spec == "kernels")),
             "selective": hasattr(module, "supports"),
-            "missing": getattr(module, "MISSING", {}).get(name, "") if module else "",
+            "missing": missing.get(name, ""),
         }
 
-    def _variants(self, module: types.ModuleType | None) -> dict[str, dict[str, str]]:
-        """The rules that a module says it follows, by contract; the suite knows which there are."""
-        variants = getattr(module, "VARIANTS", {})
-        table = lambda value, of: isinstance(value, dict) and all(isinstance(k, str) and of(v) for k, v in value.items())
-        if not table(variants, lambda rules: table(rules, lambda choice: isinstance(choice, str))):
-            raise SubjectError(f"--subject {self.spec}: VARIANTS is {variants!r}; it must be "
-                               '{"contract": {"rule": "choice"}}')
-        return variants
+    def _declared(self, module: types.ModuleType | None, name: str, holds: Callable, shown: str) -> dict[str, Any]:
+        """A table by contract that a module declares, as VARIANTS, the rules it follows; the suite knows which there are."""
+        table = getattr(module, name, {})
+        if not _is_table(table, holds):
+            raise SubjectError(f"--subject {self.spec}: {name} is {table!r}; it must be {shown}")
+        return table
 
     def _callable(self, family: str, name: str, given: list[str]) -> None:
         function = self.function(family, name)
@@ -87,10 +99,25 @@ class Subject:
             return
 
     def supports(self, family: str, case: dict) -> str:
-        """Why the subject does not take a case, or '' if it does. A subject without `supports` takes every case."""
+        """Why the subject does not take a case, or '' if it does. A subject without `supports` takes every case.
+
+        Raises:
+            SubjectError: the answer is neither true or false nor a reason.
+        """
         module = self.module(family)
         answer = module.supports(case) if hasattr(module, "supports") else True
-        return "" if answer is True else str(answer or "supports() said no")
+        if not (answer is None or isinstance(answer, (bool, np.bool_, str))):
+            raise SubjectError(f"answered {answer!r}, and must answer True, False, None or a str that says why not")
+        return str(answer or "supports() said no") if isinstance(answer, str) or not answer else ""
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(value, holds: Callable) -> bool:
+    """Whether a value is a dict from texts to what `holds` takes."""
+    return isinstance(value, dict) and all(isinstance(k, str) and holds(v) for k, v in value.items())
 
 
 def _package(name: str, folder: Path) -> None:

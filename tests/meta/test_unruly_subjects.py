@@ -3,6 +3,7 @@ same, and the next transform is not made to pay for them."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,9 @@ import pytest
 
 from harness import casefile, lanes, registry, replay
 from harness.campaign import Campaign, Profile, case_path
-from harness.client import ROOT, Limits
+from harness.client import ROOT, Limits, UsageError, Worker, WorkerOptions
 from harness.differential import Example
+from harness.worker.subject import Subject, SubjectError
 from oracles.seqlens import CuSeqlens, Req, SeqlensExpand
 from strategies import domain
 
@@ -125,6 +127,43 @@ def test_supports_that_raises_is_an_error_of_use(tmp_path):
     (tmp_path / "mine.py").write_text("def supports(case):\n    return case['nope']\n\n\ndef cu_seqlens(**given):\n    pass\n")
     done = run(tmp_path / "mine.py", "tests/test_seqlens.py", "-k", "cu_seqlens and differential")
     assert done.returncode == 2 and "supports() raised KeyError: 'nope' on a case of seqlens" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(("answer", "becomes"), [
+    ("True", ""), ("np.True_", ""), ("False", "supports() said no"), ("np.False_", "supports() said no"),
+    ("None", "supports() said no"), ("''", "supports() said no"), ("'too long'", "too long"),
+])
+def test_what_supports_may_answer(answer, becomes, tmp_path):
+    (tmp_path / "mine.py").write_text(f"import numpy as np\n\ndef supports(case):\n    return {answer}\n")
+    assert Subject(str(tmp_path / "mine.py"), ROOT).supports("seqlens", {}) == becomes
+
+
+def test_another_answer_of_supports_is_an_error_of_use(tmp_path):
+    (tmp_path / "mine.py").write_text("def supports(case):\n    return 1\n")
+    worker = Worker(WorkerOptions(str(tmp_path / "mine.py")), list(registry.contracts().values()))
+    with pytest.raises(UsageError, match=r"mine.py: supports\(\) answered 1, and must answer True, .* on a case of seqlens"):
+        worker.supports("seqlens", [{}])
+    worker.close()
+
+
+def test_a_module_of_a_folder_that_cannot_be_imported_is_an_error_of_use(tmp_path):
+    (tmp_path / "seqlens.py").write_text("raise RuntimeError('boom')\n")
+    says = f"--subject {tmp_path}: importing {tmp_path}/seqlens.py raised RuntimeError: boom"
+    with pytest.raises(UsageError, match=re.escape(says)):
+        Worker(WorkerOptions(str(tmp_path)), list(registry.contracts().values()))
+
+
+@pytest.mark.parametrize("table", ["COST = 2", "COST = {'cu_seqlens': 2}", "MISSING = ['cu_seqlens']",
+                                   "MISSING = {'cu_seqlens': None}"])
+def test_a_table_that_is_none_is_named(table, tmp_path):
+    (tmp_path / "mine.py").write_text(f"{table}\n")
+    with pytest.raises(SubjectError, match=r"mine.py: (COST|MISSING) is .*; it must be \{\"contract\": "):
+        Subject(str(tmp_path / "mine.py"), ROOT).describe("seqlens", "cu_seqlens", [])
+
+
+def test_a_version_may_be_any_value(tmp_path):
+    (tmp_path / "mine.py").write_text("VERSION = (2, 1)\n")
+    assert Subject(str(tmp_path / "mine.py"), ROOT).describe("seqlens", "cu_seqlens", [])["version"] == "(2, 1)"
 
 
 def test_two_subjects_keep_a_file_each_for_one_case(tmp_path):
