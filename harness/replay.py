@@ -122,7 +122,9 @@ def _say(saved: Saved, options, found: list[Found]) -> None:
     elif not found:
         print(f"FIXED   {name}: nothing is wrong on {saved.example}")
     for f in found:
-        print(rendering.finding(results.of(options.subject, name, saved.variant, Report(f, saved.example, options.case))))
+        result = results.of(options.subject, name, saved.variant, Report(f, saved.example, options.case))
+        result.found_with = results.for_replay(options)
+        print(rendering.finding(result))
 
 
 def _memcheck(saved: Saved, options) -> int:

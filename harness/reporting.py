@@ -1,7 +1,6 @@
 """The pytest plugin that hears every test process: the verdict table at the end, and the reports."""
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from harness import rendering, report
 from harness.lanes import FoundWrong
 from harness.report import Run
-from harness.results import Result, bucketed, red
+from harness.results import Result, bucketed, for_replay, red
 from harness.verdicts import Row, exit_code, merged
 
 SLOWEST = 15
@@ -27,7 +26,7 @@ class Reporting:
 
     def __init__(self, config, header: list[str]):
         self.config, self.run = config, Run(header, [])
-        self._started, self._options = time.monotonic(), _for_replay(config.option)
+        self._started, self._options = time.monotonic(), for_replay(config.option)
         self._seconds: dict[str, float] = {}
         self._found: list[tuple[object, list[Result]]] = []
 
@@ -92,12 +91,6 @@ class Reporting:
         if os.environ.get("GITHUB_ACTIONS") == "true":
             for line in report.annotations(bucketed(self.run.results)):
                 terminalreporter.write_line(line)
-
-
-def _for_replay(option) -> list[str]:
-    """The options of this run without which the subject is not found again."""
-    python = [] if option.subject_python == sys.executable else ["--subject-python", option.subject_python]
-    return [*python, *(word for path in option.subject_path for word in ("--subject-path", path))]
 
 
 def table(rows: list[Row]) -> list[str]:

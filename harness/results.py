@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -65,6 +66,12 @@ def of(subject: str, transform: str, rules: Mapping[str, str], report: Report, s
         differences=[[d.cell, d.expected, d.actual, d.state, d.meaning] for d in found.differences],
         picture=asdict(found.picture) if found.picture else None, traceback=found.traceback, shrunk=shrunk,
     )
+
+
+def for_replay(options) -> list[str]:
+    """The options of a run or a replay without which the subject is not found again."""
+    python = [] if options.subject_python == sys.executable else ["--subject-python", options.subject_python]
+    return [*python, *(word for path in options.subject_path for word in ("--subject-path", path))]
 
 
 def bucketed(results: Sequence[Result]) -> list[Result]:

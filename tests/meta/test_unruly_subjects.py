@@ -216,3 +216,4 @@ def test_a_replay_line_names_the_folders_that_the_run_was_given(tmp_path):
                            timeout=100)
     (ROOT / command[0]).unlink()
     assert again.returncode == 1 and "FAILED" in again.stdout, again.stdout + again.stderr
+    assert f"  replay    ci/replay {' '.join(command)} " in again.stdout  # the replay's own line does as well
