@@ -19,7 +19,7 @@ from pathlib import Path
 
 from harness import devices, registry
 from harness.campaign import Campaign, Profile
-from harness.client import ROOT, Fault, InfraError, UsageError, Worker, WorkerOptions
+from harness.client import ROOT, Fault, InfraError, UsageError, Worker, WorkerOptions, subject_name
 from harness.contract import Contract, Kind
 from strategies import domain
 
@@ -161,7 +161,7 @@ def run(options) -> list[Measured]:
         raise UsageError("--device cuda: no GPU is visible here (nvidia-smi lists none)")
     contracts = chosen(options.only)
     every = list(registry.contracts().values())
-    workers = {form: Worker(WorkerOptions(options.subject, device, interpreter=form,
+    workers = {form: Worker(WorkerOptions(subject_name(options.subject), device, interpreter=form,
                                           environment=devices.environment(device, 0)), every) for form in FORMS[device]}
     measured = []
     with tempfile.TemporaryDirectory() as folder:

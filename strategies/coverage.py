@@ -6,6 +6,7 @@ by field name: what real bugs needed. A cell that a transform cannot reach is li
 empty one is a hole.
 """
 
+import argparse
 import json
 import sys
 import typing
@@ -220,7 +221,9 @@ def page(table: dict[str, dict[str, dict[str, int]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
+    kept = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser("python -m strategies.coverage", description=__doc__, formatter_class=kept).parse_args(given)
     table = matrix({name: drawn(contract) for name, contract in registry.contracts().items()})
     (ROOT / "docs" / "coverage.md").write_text(page(table))
     (ROOT / "report").mkdir(exist_ok=True)

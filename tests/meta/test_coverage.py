@@ -57,3 +57,11 @@ def test_the_page_of_coverage_lists_every_transform_with_its_cells():
         assert counts == [sum(c[0] == d for c in wanted) for d in coverage.DIMENSIONS], (
             f"{name}: the page is stale, run python -m strategies.coverage")
     assert ", 0x" not in page
+
+
+def test_help_draws_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(coverage, "drawn", lambda contract: pytest.fail("nothing may be drawn"))
+    for words, status, says in ((["--help"], 0, "prints the matrix"), (["--fast"], 2, "unrecognized arguments: --fast")):
+        with pytest.raises(SystemExit) as ended:
+            coverage.main(words)
+        assert ended.value.code == status and says in "".join(capsys.readouterr())

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from harness import speed
+from harness.client import UsageError
 from harness.speed import Measured
 
 
@@ -53,6 +54,19 @@ def test_errors_of_use_are_one_line(words, says, capsys):
     assert speed.main(words) == 2
     out = capsys.readouterr().out
     assert says in out and out.count("\n") == 1
+
+
+def test_a_subject_is_found_from_wherever_it_is_typed(tmp_path, monkeypatch):
+    asked = []
+
+    def worker(options, contracts):
+        asked.append(options.subject)
+        raise UsageError("enough")
+
+    (tmp_path / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed, "Worker", worker)
+    assert speed.main(["--device", "cpu", "--subject", "mine.py"]) == 2 and asked == [str(tmp_path / "mine.py")]
 
 
 def test_the_page_keeps_one_table_for_each_device(tmp_path, monkeypatch):
