@@ -95,7 +95,7 @@ class Note:
     def write(self, content: dict) -> None:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w")
+            self._file = self.path.open("w", encoding="utf-8")
         self._file.seek(0)
         self._file.write(json.dumps(content))
         self._file.truncate()
@@ -112,7 +112,7 @@ def write(path: Path, content: dict) -> Path:
     """Write a case file so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n")
+    part.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n", encoding="utf-8")
     part.replace(path)
     return path
 
@@ -124,7 +124,7 @@ def read(path: Path) -> Saved:
         CaseFileError: not a case file, a newer format, an unknown contract or field, or contents that were edited.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CaseFileError(f"{path}: not readable as a case file ({error}); failures/ has those of the last runs") from None
     if not isinstance(content, dict) or "format_version" not in content:

@@ -111,7 +111,7 @@ def _conclude(status: int, verdicts: Path) -> int:
     if status not in (0, 1) or not verdicts.exists():
         print(f"ci/gate: pytest ended with status {status}; no verdict")
         return 2
-    code = exit_code([Row(**{**row, "lane": "inside"}) for row in json.loads(verdicts.read_text())])
+    code = exit_code([Row(**{**row, "lane": "inside"}) for row in json.loads(verdicts.read_text(encoding="utf-8"))])
     return 1 if code == 0 and status == 1 else code
 
 

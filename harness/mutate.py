@@ -399,11 +399,11 @@ def written(part: str, text: str) -> None:
         UsageError: the page has no such part.
     """
     begin, end = f"<!-- ci/mutate --write: {part} -->", "<!-- end -->"
-    page = PAGE.read_text()
+    page = PAGE.read_text(encoding="utf-8")
     if begin not in page:
         raise UsageError(f"--write: {PAGE.relative_to(ROOT)} has no part {begin}")
     head, rest = page.split(begin, 1)
-    PAGE.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+    PAGE.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

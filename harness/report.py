@@ -81,7 +81,7 @@ def write(folder: Path, run: Run) -> list[str]:
 def _put(path: Path, text: str) -> None:
     """Write a file so that a reader never sees half of it."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")  # a subject's text may have what UTF-8 has not
     part.replace(path)
 
 
@@ -155,7 +155,7 @@ def slots(folder: Path) -> list[dict]:
     for name, (heading, shows, maker) in SLOTS.items():
         slot = {"heading": heading, "shows": shows, "maker": maker, "columns": [], "rows": []}
         if (folder / name).exists():
-            content = json.loads((folder / name).read_text())
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
             slot["rows"] = [{name: _flat(value) for name, value in row.items()} for row in content]
             slot["columns"] = list(dict.fromkeys(column for row in slot["rows"] for column in row))
         found.append(slot)

@@ -234,7 +234,7 @@ def _text(example: Example, worker, first: Found | None, steps: list[dict], watc
     literals = "SUBJECT = " + _literal(_subject(worker, contract)) + "\n\nSTEPS = " + _literal(steps) + "\n"
     unusual = "inf, nan = float('inf'), float('nan')\n\n" if re.search(r"\b(inf|nan)\b", literals) else ""
     call = f"main(SUBJECT, STEPS, {watched}{', SHIMS' if shims else ''})"
-    body = BODY.read_text()
+    body = BODY.read_text(encoding="utf-8")
     if worker.options.device == "cpu":
         assert ANY_DEVICE in body
         body = body.replace(ANY_DEVICE, INTERPRETED)
@@ -259,7 +259,7 @@ def _subject(worker, contract) -> dict:
 
 def _shims() -> str:
     """The closed gaps of Triton's interpreter that this case needs, from the worker's own source."""
-    source = [BODY.with_name(name).read_text() for name in ("interpreter.py", "shadow.py")]
+    source = [BODY.with_name(name).read_text(encoding="utf-8") for name in ("interpreter.py", "shadow.py")]
     found = []
     for name in SHIMS:
         text = next(t for t in source if f"\ndef {name}(" in t)

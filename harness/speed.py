@@ -177,7 +177,7 @@ def run(options) -> list[Measured]:
     if options.write:
         _keep(text, device)
     if options.json:
-        options.json.write_text(json.dumps([asdict(m) for m in measured], indent=1))
+        options.json.write_text(json.dumps([asdict(m) for m in measured], indent=1), encoding="utf-8")
     for worker in workers.values():
         worker.close()
     return measured
@@ -186,8 +186,8 @@ def run(options) -> list[Measured]:
 def _keep(text: str, device: str) -> None:
     """Put the table into the page, between the marks of its device."""
     first, last = (f"<!-- {device}: {which} of the table that --write makes -->\n" for which in ("start", "end"))
-    before, _, rest = PAGE.read_text().partition(first)
-    PAGE.write_text(f"{before}{first}\n{text}\n{last}{rest.partition(last)[2]}")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(first)
+    PAGE.write_text(f"{before}{first}\n{text}\n{last}{rest.partition(last)[2]}", encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
 

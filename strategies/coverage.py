@@ -225,9 +225,9 @@ def main(given: list[str] | None = None) -> None:
     kept = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser("python -m strategies.coverage", description=__doc__, formatter_class=kept).parse_args(given)
     table = matrix({name: drawn(contract) for name, contract in registry.contracts().items()})
-    (ROOT / "docs" / "coverage.md").write_text(page(table))
+    (ROOT / "docs" / "coverage.md").write_text(page(table), encoding="utf-8")
     (ROOT / "report").mkdir(exist_ok=True)
-    (ROOT / "report" / "coverage.json").write_text(json.dumps(table, indent=1) + "\n")
+    (ROOT / "report" / "coverage.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     holes = [f"{name}: {d}: {what}" for name, row in table.items() for d in DIMENSIONS for what, n in row[d].items() if not n]
     print(*holes, sep="\n")
     print(f"{sum(len(row[d]) for row in table.values() for d in DIMENSIONS)} cells, {len(holes)} empty")

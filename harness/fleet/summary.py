@@ -75,7 +75,7 @@ def write(folder: Path, state: State, seconds: float) -> Run:
     lines += [f"not reached: {', '.join(sorted({transform for _, transform, _ in unseen}))}"] if unseen else []
     run = Run(lines, rows(state), [r for look in state.looks.values() for r in look.results], seconds,
               len(state.done), size, interrupted=bool(unseen))
-    (folder / "campaign.json").write_text(json.dumps(rates(state), indent=1) + "\n")
+    (folder / "campaign.json").write_text(json.dumps(rates(state), indent=1) + "\n", encoding="utf-8")
     junit(folder / "junit.xml", run)
     for said in report.write(folder, run):
         print(said)

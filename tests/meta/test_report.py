@@ -41,6 +41,18 @@ def some_run(**more) -> Run:
     return Run(["plumbline <test>"], rows, [finding(), remark], 12.0, 8, 8, slowest=[("test_a", 3.0)], **more)
 
 
+def test_a_report_takes_whatever_a_subject_says(tmp_path, monkeypatch):
+    """Under a locale without UTF-8, and with half of a surrogate pair, which no encoding has."""
+    stock = Path.write_text
+    plain = lambda path, text, encoding="ascii", errors=None: stock(path, text, encoding, errors)
+    monkeypatch.setattr(Path, "write_text", plain)
+    run = some_run()
+    run.results[0].sentence = "raised ValueError: \udc80 – Größe"
+    report.write(tmp_path, run)
+    for name in ("summary.md", "index.html"):
+        assert "\\udc80 – Größe" in (tmp_path / name).read_text(encoding="utf-8")
+
+
 class Page(HTMLParser):
     """Checks that every tag is closed, and keeps what the tests ask for."""
 
