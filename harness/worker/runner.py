@@ -148,7 +148,13 @@ def _describe(error: BaseException) -> dict:
     while type(cause).__name__ == "InterpreterError" and cause.__cause__ is not None:
         cause = cause.__cause__
     lines = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
-    return {"type": type(cause).__name__, "message": str(cause), "traceback": lines.replace(os.getcwd() + os.sep, "")}
+    said = {"type": type(cause).__name__, "message": str(cause), "traceback": lines.replace(os.getcwd() + os.sep, "")}
+    return {name: _encodable(text) for name, text in said.items()}
+
+
+def _encodable(text: str) -> str:
+    """Half of a surrogate pair has no UTF-8, and would end xdist's processes and every print."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _returned(value, arguments: dict):

@@ -27,7 +27,7 @@ def page_table_1_flattened(**given):
     sys.exit(0)
 
 def topk_indices_offset(**given):
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt("half of \\ud83d")
 
 def max_seq_len_q(**given):
     return np.int64(-3)
@@ -60,7 +60,7 @@ def unruly(tmp_path_factory):
 def test_whatever_ends_a_call_is_a_finding(unruly):
     done, _ = unruly
     assert done.returncode == 1 and "INFRA" not in done.stdout, done.stdout
-    assert "raised SystemExit: 0" in done.stdout and "raised KeyboardInterrupt" in done.stdout
+    assert "raised SystemExit: 0" in done.stdout and "raised KeyboardInterrupt: half of \\ud83d" in done.stdout
 
 
 def test_a_value_of_another_type_is_shown_as_it_is(unruly):
