@@ -321,6 +321,7 @@ class Inline:
     """The worker's code in this process, for a debugger: no isolation, no time limit."""
 
     def __init__(self, options: WorkerOptions, contracts):
+        self.left = False  # whether a debugger was, in the middle of a call: nothing is known of that call then
         if options.device == "cpu":
             os.environ["TRITON_INTERPRET"] = "1"
         from harness.worker import runner, subject
@@ -353,8 +354,14 @@ class Inline:
         """Stop in pdb on the first line of the subject's function, each time it is called."""
         import pdb
 
-        find = self._runner.subject.function
-        self._runner.subject.function = lambda family, name: lambda **given: pdb.runcall(find(family, name), **given)
+        worker, find = self, self._runner.subject.function
+
+        class Debugger(pdb.Pdb):
+            def set_quit(self):
+                worker.left = True
+                super().set_quit()
+
+        self._runner.subject.function = lambda family, name: lambda **given: Debugger().runcall(find(family, name), **given)
 
     def close(self) -> None:
         """Nothing to end."""

@@ -55,8 +55,8 @@ def main(given: list[str] | None = None) -> int:
               f"--device={options.device}"]
     common += ["--require-gpu"] if options.require_gpu else []
     print("self-check: the planted faults", flush=True)
-    if run([*common, "-m", "selfcheck", "tests/meta"]) != 0:
-        print("ci/gate: a planted fault was not seen; this gate proves nothing")
+    if status := run([*common, "-m", "selfcheck", "tests/meta"]):
+        print(f"ci/gate: {'interrupted' if status == 2 else 'a planted fault was not seen; this gate proves nothing'}")
         return 2
     print("self-check: the museum of real bugs, one seed", flush=True)
     if _museum("--in-a-gate", *(["-n", options.workers] if options.workers.isdigit() else [])) != 0:
@@ -93,13 +93,31 @@ def _impossible(options) -> str:
         return f"{'--require-gpu' if options.require_gpu else '--device cuda'}: no GPU is visible here (nvidia-smi lists none)"
     if options.overflow and devices.resolve(options.device) != "cuda":
         return devices.NO_OVERFLOW
-    for subject in options.subject:
-        try:
-            Worker(WorkerOptions(subject, devices.resolve(options.device), options.subject_python or sys.executable,
-                                 tuple(options.subject_path)), list(registry.contracts().values())).close()
-        except (UsageError, InfraError) as error:
-            return str(error)
-    return ""
+    if options.workers not in ("auto", "logical") and not options.workers.isdigit():
+        return f"-n {options.workers}: it must be a number, auto or logical"
+    try:
+        for rule in options.variant:
+            registry.variant(rule)
+        options.report.mkdir(parents=True, exist_ok=True)
+        return next(filter(None, (_nothing_in(subject, options) for subject in options.subject)), "")
+    except ValueError as error:
+        return f"--variant {error}"
+    except OSError as error:
+        return f"--report {options.report}: {error.strerror}"
+    except (UsageError, InfraError) as error:
+        return str(error)
+
+
+def _nothing_in(subject: str, options) -> str:
+    """What to say of a subject that has nothing to check; or ''."""
+    worker = Worker(WorkerOptions(subject, devices.resolve(options.device), options.subject_python or sys.executable,
+                                  tuple(options.subject_path)), list(registry.contracts().values()))
+    try:
+        if any(found["provided"] for found in worker.describe.values()):
+            return ""
+        return f"--subject {subject}: it has no function with the name of a contract, as {', '.join(list(worker.describe)[:3])}"
+    finally:
+        worker.close()
 
 
 def _museum(*words: str) -> int:

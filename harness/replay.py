@@ -60,6 +60,9 @@ def main(given: list[str] | None = None) -> int:
     except (casefile.CaseFileError, UsageError, InfraError, CannotRun) as error:
         print(f"ERROR   {error}")
         return ERROR
+    except KeyboardInterrupt:
+        print("ERROR   interrupted")
+        return ERROR
 
 
 def _possible(options) -> None:
@@ -98,6 +101,8 @@ def _replay(saved: Saved, options) -> int:
         if options.pdb:
             worker.stop_in_calls()
         found = replay(saved.example, worker, saved.variant)
+        if options.pdb and worker.left:
+            raise UsageError("the debugger was left in the middle of a call: no verdict (c goes on)")
         _say(saved, options, found)
         if options.script is not None:
             path = options.script if options.script != Path() else options.case.with_suffix(".py")

@@ -156,6 +156,13 @@ def test_pdb_stops_on_the_first_line_of_the_kernel(red, mine):
     assert f"{mine}(" in done.stdout and "torch.Size(" in done.stdout
 
 
+def test_a_debugger_that_is_left_gives_no_verdict(case):
+    done = subprocess.run([sys.executable, "-m", "harness.replay", str(case), "--inline", "--pdb"], cwd=ROOT, text=True,
+                          input="q\n", capture_output=True, timeout=120)
+    assert done.returncode == 2 and "the debugger was left in the middle of a call: no verdict" in done.stdout, done
+    assert "DEFECT" not in done.stdout
+
+
 @pytest.fixture
 def case(tmp_path):
     contract = registry.contracts()["seqlens_expand"]
@@ -217,8 +224,15 @@ def test_a_case_of_a_newer_format(case, capsys):
     (["--require-gpu"], "--require-gpu: no GPU is visible here"),
     (["--overflow"], "--overflow: Triton's checks of integer overflow are compiled in, and no GPU is in use here"),
     (["--device", "tpu"], "known are auto, cpu, cuda"),
-], ids=["no such subject", "no such interpreter", "no GPU", "overflow without a GPU", "unknown device"])
-def test_wrong_uses_of_the_gate(arguments, says, capsys, monkeypatch):
+    (["-n", "many"], "-n many: it must be a number, auto or logical"),
+    (["--variant", "seqlens_expand:clamp=bad"], "--variant seqlens_expand:clamp=bad: seqlens_expand has no variant clamp=bad"),
+    (["--report", __file__], f"--report {__file__}: File exists"),
+    (["--subject", "EMPTY"], "empty.py: it has no function with the name of a contract, as "),
+], ids=["no such subject", "no such interpreter", "no GPU", "overflow without a GPU", "unknown device", "no number",
+        "no such rule", "report is a file", "nothing provided"])
+def test_wrong_uses_of_the_gate(arguments, says, capsys, monkeypatch, tmp_path):
+    (tmp_path / "empty.py").touch()
+    arguments = [str(tmp_path / "empty.py") if a == "EMPTY" else a for a in arguments]
     monkeypatch.setattr(devices, "gpus", lambda: ())
     monkeypatch.setattr(gate, "run", lambda command: pytest.fail("nothing may run"))
     assert gate.main(arguments) == 2
