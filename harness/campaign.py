@@ -1,6 +1,7 @@
 """A differential campaign: one contract of one subject against its oracle, until the budget is spent or bugs are found."""
 
 import hashlib
+import json
 import os
 import re
 import time
@@ -22,6 +23,7 @@ from harness.generation import Enough, fresh_examples, shrinking_for
 from harness.kept import Kept
 
 CONFIRM, RERUNS = 4, 20
+STARTED = time.time()
 MOST_KINDS = 6
 PATIENCE = 10  # times as many examples are drawn for a subject that declines some: drawing is cheap beside running
 DATABASE = ROOT / ".hypothesis" / "examples"
@@ -279,9 +281,21 @@ class OutsideCampaign(Campaign):
 
 
 def case_path(folder: Path, content: dict) -> Path:
-    """Where a failing case is written: two subjects have a file each for one case, also two files of one name."""
-    both = f"{content['digest']} {content['subject']}"
-    return folder / f"{content['contract']}-{hashlib.sha256(both.encode()).hexdigest()[:8]}.json"
+    """Where a failing case is written, whatever folder the subject is in: after its name alone, unless another subject of that
+    name has written there in this run."""
+    def path(subject: str) -> Path:
+        digest = hashlib.sha256(f"{content['digest']} {subject}".encode()).hexdigest()
+        return folder / f"{content['contract']}-{digest[:8]}.json"
+
+    short = path(Path(content["subject"]).stem)
+    return path(content["subject"]) if _taken(short, content["subject"]) else short
+
+
+def _taken(path: Path, subject: str) -> bool:
+    try:
+        return path.stat().st_mtime >= STARTED and json.loads(path.read_text(encoding="utf-8"))["subject"] != subject
+    except FileNotFoundError:
+        return False
 
 
 def _leaves(group: BaseExceptionGroup) -> list[Finding]:

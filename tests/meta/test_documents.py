@@ -50,8 +50,8 @@ def elsewhere(tmp_path_factory):
 def run(command: str, folder: Path) -> str:
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(folder),
                    "PYTEST_XDIST_AUTO_NUM_WORKERS": "1", "CUDA_VISIBLE_DEVICES": ""}  # the pages show the CPU tier
-    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=170)
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=170, input="c\n" * 9 * ("--pdb" in command))  # go on, each time
     return done.stdout.replace(f"{folder}/", "")
 
 
