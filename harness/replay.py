@@ -49,6 +49,8 @@ def main(given: list[str] | None = None) -> int:
     try:
         saved = casefile.read(options.case)
         _possible(options)
+        if options.keep and _needs_more(saved):
+            raise UsageError(f"--keep {options.case}: the case alone never failed, so a test of it could not")
         if options.keep:
             _keep(options.case)
         options.subject = subject_name(options.subject) if options.subject else saved.subject
@@ -111,12 +113,16 @@ def _replay(saved: Saved, options) -> int:
     finally:
         worker.close()
     print(*(["FAILED"] if found else []), sep="\n", end="\n" if found else "")
-    return FAILED if found else ERROR if _needs_more(saved) else FIXED
+    return _status(saved, found)
 
 
 def _needs_more(saved: Saved) -> bool:
     """Whether the case alone never showed what was found."""
     return not saved.finding.get("alone", True)
+
+
+def _status(saved: Saved, found: list[Found]) -> int:
+    return FAILED if found else ERROR if _needs_more(saved) else FIXED
 
 
 def _say(saved: Saved, options, found: list[Found]) -> None:
@@ -143,8 +149,9 @@ def _memcheck(saved: Saved, options) -> int:
         news = under.close()
     _say(saved, options, found)
     print("\n".join(["memcheck:", *(f"  {line}" for line in news)] if news else ["memcheck: nothing"]))
-    print("FAILED" if found or news else "FIXED under memcheck")
-    return FAILED if found or news else FIXED
+    status = FAILED if news else _status(saved, found)
+    print("FIXED under memcheck" if status == FIXED else WORDS[status])
+    return status
 
 
 def _debug(options) -> int:
@@ -214,7 +221,7 @@ def _one_version(saved: Saved, options, version: Path) -> tuple[int, str]:
                 worker.close()
         except (UsageError, InfraError, zipfile.BadZipFile) as error:
             return ERROR, str(error)
-    return (FAILED, found[0].sentence) if found else (FIXED, "")
+    return _status(saved, found), found[0].sentence if found else ""
 
 
 if __name__ == "__main__":

@@ -95,11 +95,12 @@ def test_what_only_earlier_calls_make_wrong_is_never_called_fixed(tmp_path, caps
     assert "DEFECT  cu_seqlens:" in done.stdout and "; only after earlier calls in the same process" in done.stdout, done.stdout
     path = ROOT / next(line.split()[2] for line in done.stdout.splitlines() if line.startswith("  replay "))
     try:
-        assert replay.main([str(path)]) == replay.ERROR
+        assert replay.main([str(path)]) == replay.main([str(path), "--bisect", str(tmp_path / "mine.py")]) == replay.ERROR
+        assert replay.main([str(path), "--keep"]) == replay.ERROR
     finally:
         path.unlink()
     said = capsys.readouterr().out
-    assert "FIXED" not in said and "Run the gate again" in said
+    assert "FIXED" not in said and "Run the gate again" in said and "--keep" in said
 
 
 FULL = """
