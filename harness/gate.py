@@ -99,11 +99,12 @@ def _impossible(options) -> str:
         for rule in options.variant:
             registry.variant(rule)
         options.report.mkdir(parents=True, exist_ok=True)
-        return next(filter(None, (_nothing_in(subject, options) for subject in options.subject)), "")
     except ValueError as error:
         return f"--variant {error}"
     except OSError as error:
         return f"--report {options.report}: {error.strerror}"
+    try:
+        return next(filter(None, (_nothing_in(subject, options) for subject in options.subject)), "")
     except (UsageError, InfraError) as error:
         return str(error)
 
