@@ -174,9 +174,9 @@ def held(contract: Contract, arguments: dict, layout: Layout) -> dict:
     rounded as the subject does. Every other argument's contents are numbers of its dtype already."""
     found = dict(arguments)
     for name, value in arguments.items():
-        arg = next((a for a in contract.args if a.name == name), None)
-        if isinstance(value, Input) and len(arg.dtypes) > 1 and floats.is_float(arg.dtypes[0]):
-            found[name] = value.rounded(layout.place(name).dtype or arg.dtypes[0])
+        dtypes = contract.arg(name).dtypes if isinstance(value, Input) else ()
+        if len(dtypes) > 1 and floats.is_float(dtypes[0]):
+            found[name] = value.rounded(layout.place(name).dtype or dtypes[0])
     return found
 
 

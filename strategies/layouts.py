@@ -13,12 +13,7 @@ from strategies.common import choice, either, made_once
 def places(contract: Contract, name: str) -> st.SearchStrategy[Place]:
     """A layout kind, dtype and guarded end that the contract allows for one tensor."""
     arg = contract.arg(name)
-    return _places(arg.layouts, arg.dtypes)
-
-
-@made_once
-def _places(kinds: tuple[str, ...], dtypes: tuple[str, ...]) -> st.SearchStrategy[Place]:
-    return st.builds(Place, kind=choice(*kinds), dtype=choice(None, *dtypes[1:]), guard=choice("right", "left"))
+    return st.builds(Place, kind=choice(*arg.layouts), dtype=choice(None, *arg.dtypes[1:]), guard=choice("right", "left"))
 
 
 @made_once
