@@ -27,7 +27,7 @@ def faulty(faulty_workers):
 
     def stand(file: str, name: str) -> StandIn:
         if file not in faulty_workers:
-            options = WorkerOptions(str(HERE / file), run_limit=4.0)
+            options = WorkerOptions(str(HERE / file), run_limit=4.0, paths=(str(HERE),))
             faulty_workers[file] = Worker(options, list(registry.contracts().values()))
         return StandIn(faulty_workers[file], name)
 

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from first_results import keep
 
 # -- honest bodies that the faults spoil --------------------------------------------------------------------------------
 
@@ -117,22 +118,9 @@ def raw_gates_through_bfloat16(*, gates, q_scale, out, n_heads, softmax_scale):
 # -- results kept by address and size -----------------------------------------------------------------------------------
 
 
-_kept: dict[tuple, torch.Tensor] = {}
-
-
-def _kept_result(fill, part, inputs, *sizes):
-    """The result of the first call with these tensors and sizes, whatever they hold by now."""
-    key = (*sizes, *((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (part, *inputs)))
-    if key not in _kept:
-        fill()
-        _kept[key] = part.clone()
-    part.copy_(_kept[key])
-
-
 def kept_projection(*, x, weight, gates, n_heads):
     """The gates of the first call on these buffers."""
-    _kept_result(lambda: honest_project(x=x, weight=weight, gates=gates, n_heads=n_heads), gates[: len(x), :n_heads],
-                 (x, weight))
+    keep(lambda: honest_project(x=x, weight=weight, gates=gates, n_heads=n_heads), gates[: len(x), :n_heads], (x, weight))
 
 
 def kept_gates(*, x, weight, q_scale, out, n_heads, softmax_scale):
@@ -140,12 +128,12 @@ def kept_gates(*, x, weight, q_scale, out, n_heads, softmax_scale):
     def fill():
         out[: len(x), :n_heads, 0] = _gates(x, weight, n_heads) * q_scale[: len(x), :n_heads, 0] * softmax_scale
 
-    _kept_result(fill, out[: len(x), :n_heads], (x, weight, q_scale), softmax_scale)
+    keep(fill, out[: len(x), :n_heads], (x, weight, q_scale), softmax_scale)
 
 
 def _scaled_once(gates, q_scale, out, n_heads, factor):
     part = out[: len(gates), :n_heads]
-    _kept_result(lambda: part.copy_(gates[:, :, None].float() * q_scale * factor), part, (gates, q_scale), factor)
+    keep(lambda: part.copy_(gates[:, :, None].float() * q_scale * factor), part, (gates, q_scale), factor)
 
 
 def kept_scales(*, gates, q_scale, out, n_heads, softmax_scale):
@@ -162,7 +150,7 @@ def kept_source(**call):
     """What the first call on this memory read is written again."""
     dst, src = _views(**call)
     values = src.clone()
-    _kept_result(lambda: dst.copy_(values), dst, (src,))
+    keep(lambda: dst.copy_(values), dst, (src,))
 
 
 # -- writing back -------------------------------------------------------------------------------------------------------

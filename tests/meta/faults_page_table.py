@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from first_results import keep
 
 # -- honest bodies that the faults spoil --------------------------------------------------------------------------------
 
@@ -133,37 +134,25 @@ def page_of_the_last_token(*, page_table_1, real_page_table, page_size):
 # -- results kept by address and size -----------------------------------------------------------------------------------
 
 
-_kept: dict[tuple, torch.Tensor] = {}
-
-
-def _kept_result(fill, part, inputs, *sizes):
-    """The result of the first call with these tensors and sizes, whatever they hold by now."""
-    key = (*sizes, *((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (part, *inputs)))
-    if key not in _kept:
-        fill()
-        _kept[key] = part.clone()
-    part.copy_(_kept[key])
-
-
 def kept_flattened(*, page_table_1, seq_lens, page_table_1_flattened, bs, max_len, total_len):
     """The slots of the first batch on these buffers."""
     def fill():
         flat = [page_table_1[i, :n] for i, n in enumerate(seq_lens[:bs].tolist())]
         page_table_1_flattened[:total_len] = torch.cat(flat) if flat else torch.empty(0, dtype=torch.int32)
 
-    _kept_result(fill, page_table_1_flattened[:total_len], (page_table_1, seq_lens), bs, max_len)
+    keep(fill, page_table_1_flattened[:total_len], (page_table_1, seq_lens), bs, max_len)
 
 
 def kept_offsets(*, cu_seqlens_k, extend_seq_lens, topk_indices_offset, bs, total_len):
     """The offsets of the first batch on these buffers."""
-    _kept_result(lambda: _offsets(cu_seqlens_k[:bs], extend_seq_lens[:bs].long(), topk_indices_offset),
-                 topk_indices_offset[:total_len], (cu_seqlens_k, extend_seq_lens), bs)
+    keep(lambda: _offsets(cu_seqlens_k[:bs], extend_seq_lens[:bs].long(), topk_indices_offset),
+         topk_indices_offset[:total_len], (cu_seqlens_k, extend_seq_lens), bs)
 
 
 def kept_boundaries(*, extend_seq_lens, cu_seqlens_q, mode, bs, draft_tokens, extend_num_tokens):
     """The boundaries of the first batch on these buffers."""
     if mode == "extend":
-        _kept_result(lambda: _bounds(extend_seq_lens[:bs], cu_seqlens_q), cu_seqlens_q[: bs + 1], (extend_seq_lens,), mode)
+        keep(lambda: _bounds(extend_seq_lens[:bs], cu_seqlens_q), cu_seqlens_q[: bs + 1], (extend_seq_lens,), mode)
     else:
         _bounds(_ones(mode, bs, draft_tokens, extend_num_tokens), cu_seqlens_q)
 

@@ -10,6 +10,7 @@ import time
 import torch
 import triton
 import triton.language as tl
+from first_results import keep
 
 # -- honest bodies that the faults spoil --------------------------------------------------------------------------------
 
@@ -50,29 +51,15 @@ def honest_sum(*, seqlens, cu_seqlens):
 
 # -- wrong values -------------------------------------------------------------------------------------------------------
 
-_kept: dict[tuple[int, ...], torch.Tensor] = {}
-
-
-def _once(out, *sizes: int) -> bool:
-    """Whether the answer of an earlier call on the same buffer was put into it."""
-    key = (out.data_ptr(), *sizes)
-    if key in _kept:
-        out.copy_(_kept[key])
-    return key in _kept
-
 
 def rows_of_the_first_batch(*, extend_seq_lens, seq_lens, seqlens_expanded, total_len, max_q_len):
     """Expanded once for a captured batch, and kept for its replays."""
-    if not _once(seqlens_expanded, total_len, len(seq_lens)):
-        _expand(extend_seq_lens, seq_lens, seqlens_expanded)
-        _kept[seqlens_expanded.data_ptr(), total_len, len(seq_lens)] = seqlens_expanded.clone()
+    keep(lambda: _expand(extend_seq_lens, seq_lens, seqlens_expanded), seqlens_expanded[:total_len], (), len(seq_lens))
 
 
 def sums_of_the_first_batch(*, seqlens, cu_seqlens):
     """The same for sums."""
-    if not _once(cu_seqlens, len(seqlens)):
-        _sum(seqlens, cu_seqlens)
-        _kept[cu_seqlens.data_ptr(), len(seqlens)] = cu_seqlens.clone()
+    keep(lambda: _sum(seqlens, cu_seqlens), cu_seqlens[: len(seqlens) + 1], ())
 
 
 def off_by_one(*, extend_seq_lens, seq_lens, seqlens_expanded, total_len, max_q_len):

@@ -51,7 +51,7 @@ def workers():
 
 def holding(workers, subject: str, families: tuple[str, ...] = ()) -> list[Worker]:
     for worker in workers:
-        worker.hold(subject, (), families)
+        worker.hold(subject, (str(HERE),), families)
     return workers
 
 
